@@ -1,0 +1,1 @@
+"""What a document is and how it becomes searchable: the domain that ingesting, training and answering share."""
