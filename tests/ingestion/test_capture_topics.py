@@ -1,0 +1,41 @@
+"""The topics: their names follow Debezium's and ours, and equal partition counts keep a document in its partition."""
+
+from corpus.settings import Settings
+from ingestion.topics import MAX_MESSAGE_BYTES, topic_settings, topics
+
+
+def test_names_follow_prefix_and_database() -> None:
+    named = topics(Settings(topic_prefix="p", database="d"))
+
+    assert named.documents == "p.d.documents"
+    assert named.watermarks == "p.d.watermarks"
+    assert named.heartbeat == "__debezium-heartbeat.p"
+    assert named.feature_documents == "p.features.documents"
+    assert named.feature_chunks == "p.features.chunks"
+    assert named.dead_letters == "p.dead-letters"
+
+
+def test_documents_and_features_are_compacted_in_equally_many_partitions() -> None:
+    settings = Settings(partitions=7)
+    named, wanted = topics(settings), topic_settings(settings)
+
+    for name in (named.documents, named.feature_documents, named.feature_chunks):
+        partitions, config = wanted[name]
+        assert partitions == 7
+        assert config["cleanup.policy"] == "compact"
+
+
+def test_dead_letters_outlive_watermarks_and_heartbeats() -> None:
+    settings = Settings()
+    named, wanted = topics(settings), topic_settings(settings)
+    retention = {name: int(config["retention.ms"]) for name, (_, config) in wanted.items() if "retention.ms" in config}
+
+    assert set(retention) == {named.watermarks, named.heartbeat, named.dead_letters}
+    assert retention[named.dead_letters] > 100 * retention[named.watermarks]
+
+
+def test_the_worst_document_fits_into_a_message() -> None:
+    # NUL takes one byte in MongoDB, and backslash, u and four digits in JSON: the first doubled within a string.
+    largest_document, worst_character = 12_000_000, 7
+
+    assert largest_document * worst_character < MAX_MESSAGE_BYTES - 1_000_000
