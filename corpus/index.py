@@ -1,11 +1,44 @@
-"""CONTRACT DRAFT (the owner of the index replaces this file): what the rest of the program may use."""
+"""The index: chunks for retrieval, and a ledger with one record per document, both in Qdrant.
+
+The ledger's record is the truth about a document: which version is indexed, its cleaned text and its chunks. Points
+without a place in their document's record are never shown. Order of effects, so that a crash between any two of them is
+finished by the redelivery of the change: new points, payload of kept points, record, removal of points left over.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Protocol
+import statistics
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from corpus.documents import Chunk
+from corpus.points import EdgePoints, IndexUnavailable, Point, Points, ServerPoints, Sparse, Stored, Where
+from corpus.settings import Settings, without_password
+
+CHUNK_FIELDS = {
+    "document_id": "Keyword",
+    "version": "Integer",
+    "author_key": "Keyword",
+    "category": "Keyword",
+    "platform": "Keyword",
+    "language": "Keyword",
+    "moment": "Integer",
+}
+LEDGER_FIELDS = {"seen": "Integer", "state": "Keyword"}
+INDEXED, WITHOUT_VERSION, DELETED = "indexed", "without-version", "deleted"
+# Of the scores' standard deviations, found on four query sets kept apart (docs/decisions.md).
+DENSE_WEIGHT, SPARSE_WEIGHT = 0.4, 0.6
+CANDIDATES = 60
+
+
+class GenerationMismatch(RuntimeError):
+    """The index was built with another embedding model or recipe than the settings ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,43 +77,68 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why the newest version of a document is not in the index."""
+    """Why the newest version of a document is not in the index; `source_hash` as in Record, where it is known."""
 
     version: int
     step: str
     reason: str
+    source_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a chunk stands in its document: `text[start:end]` under `heading_path`."""
+
+    chunk_id: str
+    start: int
+    end: int
+    heading_path: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What the index knows of one document (the ledger). `version` is None while none of its versions was indexed."""
+    """What the index knows of one document. `version`: source version of the indexed content, None while none is.
+
+    `seen`: the newest source version taken notice of (a redelivered snapshot raises it without a new content version);
+    `content_hash`: of the indexed content, computed; `source_hash`: the one that the source's record claims, which an
+    edit by hand leaves behind; `text`: the cleaned text of `version`; `places`: its chunks in order.
+    """
 
     document_id: str
-    version: int | None
     seen: int
-    content_hash: str
-    deleted: bool
-    chunk_ids: tuple[str, ...]
-    title: str
-    url: str
-    author: str
-    category: str
-    platform: str
-    language: str | None
-    published_at: datetime | None
-    crawled_at: datetime | None
-    text: str
-    failure: Failure | None
+    version: int | None = None
+    content_hash: str = ""
+    source_hash: str = ""
+    deleted: bool = False
+    places: tuple[Place, ...] = ()
+    title: str = ""
+    url: str = ""
+    author: str = ""
+    author_id: str = ""
+    category: str = ""
+    platform: str = ""
+    language: str | None = None
+    published_at: datetime | None = None
+    crawled_at: datetime | None = None
+    crawl_id: str = ""
+    text: str = ""
+    failure: Failure | None = None
+
+    @property
+    def chunk_ids(self) -> tuple[str, ...]:
+        return tuple(place.chunk_id for place in self.places)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
+    """Live documents with an indexed version, and their chunks."""
+
     documents: int
     chunks: int
 
 
 class Index(Protocol):
-    """The reading side; all calls block for milliseconds, so call them from a thread."""
+    """The reading side; calls block for milliseconds, so an event loop makes them in a thread."""
 
     generation: str
 
@@ -88,12 +146,346 @@ class Index(Protocol):
 
     def records(self, document_ids: Sequence[str]) -> Mapping[str, Record]: ...
 
-    def scan(self) -> Iterator[Record]:
-        """Every record, without its text."""
-        ...
+    def scan(self) -> Iterator[Record]: ...
 
-    def chunks(self, document_id: str) -> list[Hit]:
-        """The chunks of a document by position; score is 0."""
-        ...
+    def chunks(self, document_id: str) -> list[Hit]: ...
 
     def counts(self) -> Counts: ...
+
+
+class QdrantIndex:
+    """One generation of the index over two collections. `id` names this very index: a new one starts with a new id."""
+
+    def __init__(self, id: str, generation: str, chunks: Points, ledger: Points) -> None:
+        from qdrant_edge import Bm25, Bm25Config
+
+        self.id, self.generation = id, generation
+        self._chunks, self._ledger = chunks, ledger
+        # The engine's own weights on both sides: a server gets the very vectors that the local index has.
+        self._bm25 = Bm25(Bm25Config(language="english"))
+
+    # Reading
+
+    def search(self, question: str, vector: Sequence[float], filters: Filters, limit: int) -> list[Hit]:
+        """The best chunks by meaning and by words; scores are comparable within one answer only."""
+        where = _where(filters)
+        depth = max(CANDIDATES, 2 * limit)
+        dense = self._chunks.nearest([float(value) for value in vector], where, depth)
+        words = self._bm25.embed_query(question)
+        sparse = self._chunks.nearest(Sparse(list(words.indices), list(words.values)), where, depth) if words.indices else []
+        scores = fuse({point.id: point.score for point in dense}, {point.id: point.score for point in sparse})
+        owners = {point.id: str(point.payload["document_id"]) for point in (*dense, *sparse)}
+        ranked = sorted(scores, key=lambda id: (-scores[id], id))
+        hits: list[Hit] = []
+        # A point whose document has moved on meanwhile is passed over, so look a little further than asked.
+        for start in range(0, len(ranked), limit):
+            page = ranked[start : start + limit]
+            records = self.records(sorted({owners[id] for id in page}))
+            for id in page:
+                record = records.get(owners[id])
+                hit = _hit(record, id, scores[id]) if record else None
+                if hit is not None:
+                    hits.append(hit)
+            if len(hits) >= limit:
+                break
+        return hits[:limit]
+
+    def records(self, document_ids: Sequence[str]) -> dict[str, Record]:
+        """The ledger's records of these documents, deleted ones among them; unknown ids are left out."""
+        stored = self._ledger.retrieve([ledger_point(id) for id in document_ids])
+        return {record.document_id: record for record in map(_record, stored)}
+
+    def scan(self) -> Iterator[Record]:
+        """Every record but tombstones, without its text."""
+        return map(_record, self._ledger.scroll(Where(equals={"state": [INDEXED, WITHOUT_VERSION]}), without=("text",)))
+
+    def chunks(self, document_id: str) -> list[Hit]:
+        """The chunks of a document in order; their score is 0."""
+        record = self.records([document_id]).get(document_id)
+        places = record.places if record else ()
+        return [hit for place in places if record and (hit := _hit(record, place.chunk_id, 0.0))]
+
+    def counts(self) -> Counts:
+        return Counts(self._ledger.count(Where(equals={"state": INDEXED})), self._chunks.count(Where()))
+
+    def vectors(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
+        """The dense vectors of these chunks, as far as they exist."""
+        return {point.id: point.dense for point in self._chunks.retrieve(chunk_ids, dense=True) if point.dense is not None}
+
+    # Writing
+
+    def replace(
+        self, record: Record, chunks: Sequence[Chunk], vectors: Mapping[str, Sequence[float]], before: Record | None
+    ) -> None:
+        """Make `record` the document's indexed version.
+
+        `chunks` stand in the order of `record.places`; `vectors` has a dense vector for each chunk id that `before` (the
+        ledger's record until now) does not hold; the points of the others are kept.
+        """
+        if record.version is None:
+            raise ValueError(f"record of {record.document_id} has no version")
+        shared = _shared_payload(record)
+        known = {place.chunk_id: (position, place) for position, place in enumerate(before.places)} if before else {}
+        titled = before is None or before.title == record.title
+        new: list[Point] = []
+        kept: list[str] = []
+        for position, (place, chunk) in enumerate(zip(record.places, chunks, strict=True)):
+            own = {"position": position, "heading_path": list(place.heading_path)}
+            if place.chunk_id in vectors:
+                new.append(
+                    Point(
+                        place.chunk_id,
+                        {**shared, **own, "text": chunk.text},
+                        [float(value) for value in vectors[place.chunk_id]],
+                        self._words(record.title, chunk),
+                    )
+                )
+                continue
+            kept.append(place.chunk_id)
+            was, old = known[place.chunk_id]
+            if was != position or old.heading_path != place.heading_path:
+                self._chunks.set_payload([place.chunk_id], own)
+            if not titled or old.heading_path != place.heading_path:
+                self._chunks.set_sparse({place.chunk_id: self._words(record.title, chunk)})
+        self._chunks.upsert(new, fence=("version", record.version))
+        self._chunks.set_payload(kept, shared)
+        self._write(record)
+        self._sweep(record)
+
+    def touch(self, record: Record, seen: int, source_hash: str, crawled_at: datetime | None) -> None:
+        """The same content was delivered again with version `seen`: remember it, and finish what a crash left."""
+        settled = replace(record, seen=max(seen, record.seen), failure=None, source_hash=source_hash, crawled_at=crawled_at)
+        if settled != record:
+            payload = msgspec.to_builtins(settled)
+            changed = {name: payload[name] for name in ("seen", "failure", "source_hash", "crawled_at")}
+            self._ledger.set_payload([ledger_point(record.document_id)], changed)
+        self._sweep(record)
+
+    def delete(self, document_id: str, seen: int) -> None:
+        """Remove the document; its record stays as a tombstone so that no older change can bring it back."""
+        record = Record(document_id=document_id, seen=seen, deleted=True)
+        self._write(record)
+        self._sweep(record)
+
+    def fail(self, record: Record | None, document_id: str, failure: Failure) -> None:
+        """Note why the newest version is not indexed; what was indexed before stays."""
+        if record is None or record.deleted:
+            self._write(Record(document_id=document_id, seen=failure.version, failure=failure))
+        else:
+            payload = {"seen": max(record.seen, failure.version), "failure": msgspec.to_builtins(failure)}
+            self._ledger.set_payload([ledger_point(document_id)], payload)
+
+    def close(self) -> None:
+        self._chunks.close()
+        self._ledger.close()
+
+    def _write(self, record: Record) -> None:
+        payload = msgspec.to_builtins(record)
+        payload["state"] = DELETED if record.deleted else INDEXED if record.version is not None else WITHOUT_VERSION
+        # One above, so that writing the same version again after a crash is not refused.
+        self._ledger.upsert([Point(ledger_point(record.document_id), payload)], fence=("seen", record.seen + 1))
+
+    def _sweep(self, record: Record) -> None:
+        """Remove points that an earlier version left."""
+        newest = record.seen + 1 if record.deleted else (record.version or 0)
+        self._chunks.delete(Where(equals={"document_id": record.document_id}, below={"version": newest}))
+
+    def _words(self, title: str, chunk: Chunk) -> Sparse:
+        """Title and headings are words that people search by, so they weigh beside the passage's own."""
+        vector = self._bm25.embed_document("\n".join((title, *chunk.heading_path, chunk.text)))
+        return Sparse(list(vector.indices), list(vector.values))
+
+
+def fuse(dense: Mapping[str, float], sparse: Mapping[str, float]) -> dict[str, float]:
+    """Weighted sum of standardised scores by id.
+
+    An id that only the words found is taken to mean as little as the least similar candidate; one that only the meaning
+    found shares no weighted word, so its score there is 0.
+    """
+    ids = list(dict.fromkeys((*dense, *sparse)))
+    total = dict.fromkeys(ids, 0.0)
+    for scores, weight, absent in (
+        (dense, DENSE_WEIGHT, min(dense.values(), default=0.0)),
+        (sparse, SPARSE_WEIGHT, 0.0),
+    ):
+        column = [scores.get(id, absent) for id in ids]
+        mean, spread = statistics.fmean(column or [0.0]), statistics.pstdev(column or [0.0]) or 1.0
+        for id, score in zip(ids, column, strict=True):
+            total[id] += weight * (score - mean) / spread
+    return total
+
+
+def ledger_point(document_id: str) -> str:
+    """The point id of a document's record; document ids may be of any form, point ids are UUIDs."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"document:{document_id}"))
+
+
+def open_index(settings: Settings, generation: str, dimensions: int) -> QdrantIndex:
+    """The index of these settings, made if there is none.
+
+    Raises GenerationMismatch if it was built with another model or recipe, IndexUnavailable if it cannot be reached.
+    """
+    return _open_server(settings, generation, dimensions) if settings.qdrant_url else _open_edge(settings, generation, dimensions)
+
+
+class _Current(msgspec.Struct):
+    """Which generation queries go to: the alias of the local index, replaced atomically."""
+
+    id: str
+    generation: str
+
+
+def _open_edge(settings: Settings, generation: str, dimensions: int) -> QdrantIndex:
+    directory = settings.home / "index"
+    alias = directory / "current.json"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if alias.exists():
+            current = msgspec.json.decode(alias.read_bytes(), type=_Current)
+        else:
+            current = _Current(str(uuid.uuid4()), generation)
+            _replace_file(alias, msgspec.json.encode(current))
+    except OSError as error:
+        raise IndexUnavailable(f"the index in {directory} cannot be opened: {error}") from error
+    _check_generation(current.generation, generation, f"remove {directory} and it is built anew")
+    place = directory / current.generation
+    return QdrantIndex(
+        current.id,
+        generation,
+        EdgePoints(place / "chunks", dimensions, CHUNK_FIELDS),
+        EdgePoints(place / "documents", None, LEDGER_FIELDS),
+    )
+
+
+def _open_server(settings: Settings, generation: str, dimensions: int) -> QdrantIndex:
+    from qdrant_client import QdrantClient
+
+    address = settings.qdrant_url or ""
+    client = QdrantClient(url=address, api_key=settings.qdrant_api_key, timeout=30, check_compatibility=False)
+    try:
+        return server_index(client, settings.topic_prefix, generation, dimensions)
+    except GenerationMismatch:
+        raise
+    except Exception as error:  # the client raises transport errors of several libraries
+        raise IndexUnavailable(
+            f"Qdrant at {without_password(address)} cannot be used ({type(error).__name__}): check TWIN_QDRANT_URL"
+        ) from error
+
+
+def server_index(client: Any, name: str, generation: str, dimensions: int) -> QdrantIndex:
+    """The index `name` of a Qdrant server: an alias for each collection says which generation is current."""
+    from qdrant_client import models
+
+    aliases = {alias.alias_name: alias.collection_name for alias in client.get_aliases().aliases}
+    collections = {part: f"{name}-{part}-{generation}" for part in ("chunks", "documents")}
+    current = aliases.get(f"{name}-chunks")
+    if current is not None:
+        _check_generation(current.removeprefix(f"{name}-chunks-"), generation, "set TWIN_EMBEDDING_MODEL back")
+    chunks = ServerPoints(client, collections["chunks"], dimensions, CHUNK_FIELDS)
+    ledger = ServerPoints(client, collections["documents"], None, LEDGER_FIELDS)
+    identity = str(uuid.uuid5(uuid.NAMESPACE_OID, "index"))
+    ledger.upsert([Point(identity, {"id": str(uuid.uuid4()), "made": 0})], fence=("made", 0))
+    id = str(ledger.retrieve([identity])[0].payload["id"])
+    client.update_collection_aliases(
+        [
+            models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=collection, alias_name=f"{name}-{part}"))
+            for part, collection in collections.items()
+            if f"{name}-{part}" not in aliases
+        ]
+    )
+    return QdrantIndex(id, generation, chunks, ledger)
+
+
+def _check_generation(current: str, wanted: str, remedy: str) -> None:
+    if current != wanted:
+        raise GenerationMismatch(
+            f"the index was built as {current}, the settings ask for {wanted} (another embedding model or recipe): {remedy}"
+        )
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    beside = path.with_name(path.name + ".new")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+def _record(stored: Stored) -> Record:
+    payload = dict(stored.payload)
+    return msgspec.convert(payload, Record)
+
+
+def _hit(record: Record, chunk_id: str, score: float) -> Hit | None:
+    """The chunk as its document's record has it; None if the document has moved on without it."""
+    if record.deleted or record.version is None:
+        return None
+    for position, place in enumerate(record.places):
+        if place.chunk_id == chunk_id:
+            return Hit(
+                document_id=record.document_id,
+                chunk_id=chunk_id,
+                version=record.version,
+                title=record.title,
+                url=record.url,
+                author=record.author,
+                category=record.category,
+                platform=record.platform,
+                language=record.language,
+                published_at=record.published_at,
+                heading_path=place.heading_path,
+                position=position,
+                start=place.start,
+                end=place.end,
+                text=record.text[place.start : place.end],
+                score=score,
+            )
+    return None
+
+
+def _shared_payload(record: Record) -> dict[str, Any]:
+    moment = record.published_at or record.crawled_at
+    return {
+        "document_id": record.document_id,
+        "version": record.version,
+        "title": record.title,
+        "url": record.url,
+        "author": record.author,
+        "author_key": author_keys(record.author, record.author_id),
+        "category": record.category,
+        "platform": record.platform,
+        "language": record.language,
+        "published_at": record.published_at.isoformat() if record.published_at else None,
+        "moment": _milliseconds(moment) if moment else None,
+        "crawl_id": record.crawl_id,
+    }
+
+
+def author_keys(name: str, id: str) -> list[str]:
+    """What an author is found by: the name without regard to case and spacing, and the id."""
+    return [" ".join(name.casefold().split()), id]
+
+
+def _where(filters: Filters) -> Where:
+    equals: dict[str, str | list[str]] = {
+        name: value
+        for name in ("category", "platform", "language")
+        if (value := getattr(filters, name)) is not None
+    }
+    if filters.author is not None:
+        equals["author_key"] = " ".join(filters.author.casefold().split())
+    return Where(
+        equals=equals,
+        at_least={"moment": _milliseconds(filters.since)} if filters.since else {},
+        at_most={"moment": _milliseconds(filters.until)} if filters.until else {},
+    )
+
+
+def _milliseconds(moment: datetime) -> int:
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return int(aware.timestamp() * 1000)
+
+
+def places(chunk_ids: Iterable[str], chunks: Iterable[Chunk]) -> tuple[Place, ...]:
+    """Chunks with their ids as a record holds them."""
+    return tuple(
+        Place(chunk_id, chunk.start, chunk.end, chunk.heading_path) for chunk_id, chunk in zip(chunk_ids, chunks, strict=True)
+    )

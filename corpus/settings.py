@@ -31,6 +31,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     qdrant_url: str | None = None
     qdrant_api_key: str | None = None
     app_url: str | None = None
+    # Which life of the home's own log this is; its supervisor writes it down, a log given by address has none.
+    log_epoch: str = ""
     # The language model: TGI or any OpenAI-compatible server.
     llm_url: str | None = None
     llm_model: str | None = None

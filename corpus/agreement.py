@@ -1,0 +1,52 @@
+"""Whether the index holds what the warehouse holds: a pure comparison, for `wait`, reconcile and the sources page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from corpus.index import Record
+
+if TYPE_CHECKING:
+    from corpus.warehouse import Stamp
+
+State = Literal["captured", "indexed", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """Ids of documents. `behind`: the index has not followed; `leftover`: gone from the warehouse, not from the index;
+    `failed`: refused, with the reason. All empty means: the index equals the warehouse.
+    """
+
+    behind: tuple[str, ...]
+    leftover: tuple[str, ...]
+    failed: tuple[tuple[str, str], ...]
+
+
+def state(stamp: Stamp, record: Record | None) -> State:
+    """How far the index has followed this version of a document.
+
+    A stamp's hash and crawl time together name one write: a text that came back in a later crawl is another write.
+    """
+    if record is None:
+        return "captured"
+    if record.failure is not None and record.failure.source_hash in (None, stamp.content_hash):
+        return "failed"
+    same = record.version is not None and record.source_hash == stamp.content_hash
+    return "indexed" if same and record.crawled_at == stamp.crawled_at else "captured"
+
+
+def compare(stamps: Iterable[Stamp], records: Iterable[Record]) -> Disagreement:
+    """Compare every document of the warehouse with the ledger's live records."""
+    ledger = {record.document_id: record for record in records}
+    behind, failed = [], []
+    for stamp in stamps:
+        record = ledger.pop(stamp.id, None)
+        found = state(stamp, record)
+        if found == "captured":
+            behind.append(stamp.id)
+        elif found == "failed" and record is not None and record.failure is not None:
+            failed.append((stamp.id, f"{record.failure.step}: {record.failure.reason}"))
+    return Disagreement(tuple(behind), tuple(ledger), tuple(failed))

@@ -1,0 +1,302 @@
+"""Points in Qdrant, behind one seam: Qdrant Edge in this process, or a Qdrant server by address.
+
+Both engines name their filters alike, so a filter is built once from whichever engine's names are at hand. A version is
+compared by the engine itself when it writes (`upsert(..., fence=...)`), never read first and written after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+PAGE = 256
+DENSE, SPARSE = "dense", "sparse"
+FLUSH_EVERY = 1024
+
+
+class IndexUnavailable(ConnectionError):
+    """The index cannot be opened or reached; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """Weights by term: `indices` are hashes of stemmed words."""
+
+    indices: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A point to write: `dense` of the collection's dimensions, or a payload alone."""
+
+    id: str
+    payload: Mapping[str, Any]
+    dense: list[float] | None = None
+    sparse: Sparse | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A point as read: `score` is 0 unless it answers a query, `dense` is None unless asked for."""
+
+    id: str
+    payload: dict[str, Any]
+    score: float = 0.0
+    dense: list[float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A condition on payload: every `equals` holds (a list: one of them), every `at_least`/`below` bound holds."""
+
+    equals: Mapping[str, str | list[str]] = field(default_factory=dict)
+    at_least: Mapping[str, int] = field(default_factory=dict)
+    at_most: Mapping[str, int] = field(default_factory=dict)
+    below: Mapping[str, int] = field(default_factory=dict)
+
+
+class Points(Protocol):
+    """One collection. Every write is acknowledged (in the engine's write-ahead log) when the call returns."""
+
+    def upsert(self, points: Sequence[Point], fence: tuple[str, int] | None = None) -> None:
+        """Write points; with `fence=(field, version)` an existing point is overwritten only if its field is below."""
+        ...
+
+    def set_payload(self, ids: Sequence[str], payload: Mapping[str, Any]) -> None: ...
+
+    def set_sparse(self, vectors: Mapping[str, Sparse]) -> None: ...
+
+    def delete(self, where: Where) -> None: ...
+
+    def retrieve(self, ids: Sequence[str], without: Sequence[str] = (), dense: bool = False) -> list[Stored]: ...
+
+    def scroll(self, where: Where, without: Sequence[str] = ()) -> Iterator[Stored]: ...
+
+    def nearest(self, vector: list[float] | Sparse, where: Where, limit: int) -> list[Stored]:
+        """The points nearest to a dense vector (cosine), or with the highest weights for a sparse one."""
+        ...
+
+    def count(self, where: Where) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class EdgePoints:
+    """A collection as a Qdrant Edge shard in `directory`; one process at a time may have it open."""
+
+    def __init__(self, directory: Path, dimensions: int | None, indexed: Mapping[str, str]) -> None:
+        import qdrant_edge
+
+        self._names = qdrant_edge
+        try:
+            if directory.exists():
+                self._shard = qdrant_edge.EdgeShard.load(str(directory))
+                return
+            # Made beside its place and moved there when complete: a crash leaves no half collection.
+            unfinished = directory.with_name(directory.name + ".new")
+            if unfinished.exists():
+                import shutil
+
+                shutil.rmtree(unfinished)
+            unfinished.mkdir(parents=True)
+            dense = qdrant_edge.EdgeVectorParams(size=dimensions, distance=qdrant_edge.Distance.Cosine) if dimensions else None
+            shard = qdrant_edge.EdgeShard.create(
+                str(unfinished),
+                qdrant_edge.EdgeConfig(
+                    vectors={DENSE: dense} if dense else None,
+                    sparse_vectors={SPARSE: qdrant_edge.EdgeSparseVectorParams(modifier=qdrant_edge.Modifier.Idf)},
+                ),
+            )
+            for name, kind in indexed.items():
+                shard.update(
+                    qdrant_edge.UpdateOperation.create_field_index(name, getattr(qdrant_edge.PayloadSchemaType, kind))
+                )
+            shard.flush()
+            shard.close()
+            unfinished.rename(directory)
+            self._shard = qdrant_edge.EdgeShard.load(str(directory))
+        except OSError as error:
+            raise IndexUnavailable(f"the index in {directory} cannot be opened: {error}") from error
+        except Exception as error:  # the engine's errors have no common class below Exception
+            raise IndexUnavailable(
+                f"the index in {directory} cannot be opened ({error}): remove {directory.parent} and it is built anew"
+            ) from error
+
+    def upsert(self, points: Sequence[Point], fence: tuple[str, int] | None = None) -> None:
+        names = self._names
+        rows = [names.Point(point.id, self._vectors(point), dict(point.payload)) for point in points]
+        condition = _filter(names, Where(below={fence[0]: fence[1]})) if fence else None
+        if rows:
+            self._shard.update(names.UpdateOperation.upsert_points(rows, condition=condition))
+
+    def set_payload(self, ids: Sequence[str], payload: Mapping[str, Any]) -> None:
+        if ids:
+            self._shard.update(self._names.UpdateOperation.set_payload(list(ids), dict(payload)))
+
+    def set_sparse(self, vectors: Mapping[str, Sparse]) -> None:
+        rows = [
+            self._names.PointVectors(id, {SPARSE: self._names.SparseVector(sparse.indices, sparse.values)})
+            for id, sparse in vectors.items()
+        ]
+        if rows:
+            self._shard.update(self._names.UpdateOperation.update_vectors(rows))
+
+    def delete(self, where: Where) -> None:
+        self._shard.update(self._names.UpdateOperation.delete_points_by_filter(_filter(self._names, where)))
+
+    def retrieve(self, ids: Sequence[str], without: Sequence[str] = (), dense: bool = False) -> list[Stored]:
+        if not ids:
+            return []
+        records = self._shard.retrieve(list(ids), self._payload(without), [DENSE] if dense else False)
+        return [_stored(record, 0.0) for record in records]
+
+    def scroll(self, where: Where, without: Sequence[str] = ()) -> Iterator[Stored]:
+        offset: Any = None
+        while True:
+            request = self._names.ScrollRequest(
+                offset=offset, limit=PAGE, filter=_filter(self._names, where), with_payload=self._payload(without)
+            )
+            records, offset = self._shard.scroll(request)
+            yield from (_stored(record, 0.0) for record in records)
+            if offset is None:
+                return
+
+    def nearest(self, vector: list[float] | Sparse, where: Where, limit: int) -> list[Stored]:
+        names = self._names
+        query = (
+            names.Query.Nearest(names.SparseVector(vector.indices, vector.values), using=SPARSE)
+            if isinstance(vector, Sparse)
+            else names.Query.Nearest(vector, using=DENSE)
+        )
+        request = names.QueryRequest(limit=limit, query=query, filter=_filter(names, where), with_payload=["document_id"])
+        return [_stored(point, point.score) for point in self._shard.query(request)]
+
+    def count(self, where: Where) -> int:
+        return int(self._shard.count(self._names.CountRequest(exact=True, filter=_filter(self._names, where))))
+
+    def close(self) -> None:
+        self._shard.flush()
+        self._shard.close()
+
+    def _vectors(self, point: Point) -> dict[str, Any]:
+        vectors: dict[str, Any] = {}
+        if point.dense is not None:
+            vectors[DENSE] = point.dense
+        if point.sparse is not None:
+            vectors[SPARSE] = self._names.SparseVector(point.sparse.indices, point.sparse.values)
+        return vectors
+
+    def _payload(self, without: Sequence[str]) -> Any:
+        return self._names.PayloadSelector.Exclude(list(without)) if without else True
+
+
+class ServerPoints:
+    """A collection of a Qdrant server; `client` is a `qdrant_client.QdrantClient`."""
+
+    def __init__(self, client: Any, collection: str, dimensions: int | None, indexed: Mapping[str, str]) -> None:
+        from qdrant_client import models
+
+        self._client, self._collection, self._names = client, collection, models
+        if not client.collection_exists(collection):
+            client.create_collection(
+                collection,
+                vectors_config={DENSE: models.VectorParams(size=dimensions, distance=models.Distance.COSINE)}
+                if dimensions
+                else {},
+                sparse_vectors_config={SPARSE: models.SparseVectorParams(modifier=models.Modifier.IDF)},
+            )
+        # Asked for every time: a server that died between two of them is completed, one that has them answers at once.
+        for name, kind in indexed.items():
+            client.create_payload_index(collection, name, getattr(models.PayloadSchemaType, kind.upper()), wait=True)
+
+    def upsert(self, points: Sequence[Point], fence: tuple[str, int] | None = None) -> None:
+        rows = [self._names.PointStruct(id=point.id, vector=self._vectors(point), payload=dict(point.payload)) for point in points]
+        condition = _filter(self._names, Where(below={fence[0]: fence[1]})) if fence else None
+        for start in range(0, len(rows), PAGE):
+            self._client.upsert(self._collection, rows[start : start + PAGE], update_filter=condition, wait=True)
+
+    def set_payload(self, ids: Sequence[str], payload: Mapping[str, Any]) -> None:
+        if ids:
+            self._client.set_payload(self._collection, dict(payload), points=list(ids), wait=True)
+
+    def set_sparse(self, vectors: Mapping[str, Sparse]) -> None:
+        rows = [
+            self._names.PointVectors(id=id, vector={SPARSE: self._names.SparseVector(indices=sparse.indices, values=sparse.values)})
+            for id, sparse in vectors.items()
+        ]
+        if rows:
+            self._client.update_vectors(self._collection, rows, wait=True)
+
+    def delete(self, where: Where) -> None:
+        selector = self._names.FilterSelector(filter=_filter(self._names, where))
+        self._client.delete(self._collection, selector, wait=True)
+
+    def retrieve(self, ids: Sequence[str], without: Sequence[str] = (), dense: bool = False) -> list[Stored]:
+        if not ids:
+            return []
+        records = self._client.retrieve(
+            self._collection, list(ids), with_payload=self._payload(without), with_vectors=[DENSE] if dense else False
+        )
+        return [_stored(record, 0.0) for record in records]
+
+    def scroll(self, where: Where, without: Sequence[str] = ()) -> Iterator[Stored]:
+        offset: Any = None
+        while True:
+            records, offset = self._client.scroll(
+                self._collection, _filter(self._names, where), limit=PAGE, offset=offset, with_payload=self._payload(without)
+            )
+            yield from (_stored(record, 0.0) for record in records)
+            if offset is None:
+                return
+
+    def nearest(self, vector: list[float] | Sparse, where: Where, limit: int) -> list[Stored]:
+        sparse = isinstance(vector, Sparse)
+        query = self._names.SparseVector(indices=vector.indices, values=vector.values) if isinstance(vector, Sparse) else vector
+        answer = self._client.query_points(
+            self._collection,
+            query=query,
+            using=SPARSE if sparse else DENSE,
+            query_filter=_filter(self._names, where),
+            limit=limit,
+            with_payload=["document_id"],
+        )
+        return [_stored(point, point.score) for point in answer.points]
+
+    def count(self, where: Where) -> int:
+        return int(self._client.count(self._collection, _filter(self._names, where), exact=True).count)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _vectors(self, point: Point) -> dict[str, Any]:
+        vectors: dict[str, Any] = {}
+        if point.dense is not None:
+            vectors[DENSE] = point.dense
+        if point.sparse is not None:
+            vectors[SPARSE] = self._names.SparseVector(indices=point.sparse.indices, values=point.sparse.values)
+        return vectors
+
+    def _payload(self, without: Sequence[str]) -> Any:
+        return self._names.PayloadSelectorExclude(exclude=list(without)) if without else True
+
+
+def _filter(names: ModuleType, where: Where) -> Any:
+    """The condition in an engine's own names (`qdrant_edge` or `qdrant_client.models`)."""
+    bounds = getattr(names, "RangeFloat", None) or names.Range
+    conditions: list[Any] = []
+    for key, value in where.equals.items():
+        match = names.MatchAny(any=value) if isinstance(value, list) else names.MatchValue(value=value)
+        conditions.append(names.FieldCondition(key=key, match=match))
+    conditions += [names.FieldCondition(key=key, range=bounds(gte=value)) for key, value in where.at_least.items()]
+    conditions += [names.FieldCondition(key=key, range=bounds(lte=value)) for key, value in where.at_most.items()]
+    conditions += [names.FieldCondition(key=key, range=bounds(lt=value)) for key, value in where.below.items()]
+    return names.Filter(must=conditions)
+
+
+def _stored(point: Any, score: float) -> Stored:
+    vector = point.vector.get(DENSE) if isinstance(point.vector, dict) else None
+    return Stored(str(point.id), dict(point.payload or {}), float(score), vector)

@@ -1,0 +1,199 @@
+"""The app of one machine in one process: the pages and the API, the index, and the dataflow in a thread beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from corpus.index import QdrantIndex, open_index
+from corpus.settings import Settings, running_addresses
+from streaming.dataflow import feature_dataflow
+from streaming.log import Log, consumer_group
+from streaming.progress import Progress
+from streaming.reconcile import disagreement, reenter
+from streaming.runner import DataflowRunner
+
+if TYPE_CHECKING:
+    from bytewax.dataflow import Dataflow
+
+    from corpus.embedding import Embedder
+    from corpus.warehouse import Warehouse
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Stream:
+    """The dataflow of these settings and what it needs: for the app of one machine and for `twin stream`."""
+
+    settings: Settings
+    warehouse: Warehouse
+    index: QdrantIndex
+    embedder: Embedder
+    progress: Progress
+
+    def log(self) -> Log:
+        from ingestion.topics import topics
+
+        named = topics(self.settings)
+        return Log(
+            bootstrap=self.settings.kafka_bootstrap_servers or "",
+            changes=named.documents,
+            documents=named.feature_documents,
+            chunks=named.feature_chunks,
+            dead_letters=named.dead_letters,
+            index_id=self.index.id,
+            epoch=self.epoch,
+        )
+
+    def epoch(self) -> str:
+        """Which life of the log this is: the home's supervisor writes it down before it starts a log anew."""
+        return running_addresses(self.settings.home).get("log_epoch", "")
+
+    def dataflow(self, stop: threading.Event) -> Dataflow:
+        return feature_dataflow(self.log(), self.warehouse.identity(), self.index, self.embedder, self.progress, stop)
+
+    def reconcile(self) -> dict[str, int]:
+        """Send what capture missed into the dataflow again."""
+        difference = disagreement(self.warehouse, self.index)
+        if not difference.behind and not difference.leftover:
+            return {"upserts": 0, "deletes": 0}
+        log = self.log()
+        repaired = reenter(
+            self.warehouse, log.bootstrap, log.changes, self.settings.database, difference.behind, difference.leftover
+        )
+        logger.warning("reconcile sent %d upserts and %d deletes again", repaired.upserts, repaired.deletes)
+        self.progress.count(reconciled=repaired.upserts + repaired.deletes)
+        return asdict(repaired)
+
+    def status(self) -> dict[str, Any]:
+        counts = self.index.counts()
+        return {
+            "warehouse": {"documents": self.warehouse.count()},
+            "index": {"documents": counts.documents, "chunks": counts.chunks, "generation": self.index.generation},
+            "lag": self.progress.lag(),
+            "freshness": asdict(self.progress.freshness()),
+            "stream": {
+                "state": self.progress.state,
+                "reason": self.progress.reason,
+                "group": consumer_group(self.index.id, self.epoch()),
+                "counts": self.progress.counted(),
+            },
+        }
+
+
+class Reconciler:
+    """Compares index and warehouse now and then; what differs twice in a row while nothing is under way was missed."""
+
+    def __init__(self, stream: Stream, interval: float) -> None:
+        self._stream, self._interval = stream, interval
+        self._stop = threading.Event()
+        self._suspects: frozenset[str] = frozenset()
+        self._thread = threading.Thread(target=self._run, name="reconcile", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            try:
+                self._look()
+            except Exception as error:  # the next look finds out whether what was away is back
+                logger.warning("reconcile could not look: %s: %s", type(error).__name__, error)
+
+    def _look(self) -> None:
+        if self._stream.progress.lag() != 0:
+            self._suspects = frozenset()
+            return
+        difference = disagreement(self._stream.warehouse, self._stream.index)
+        found = frozenset((*difference.behind, *difference.leftover))
+        if found & self._suspects:
+            self._stream.reconcile()
+        self._suspects = found
+
+
+def serve(settings: Settings, *, with_stream: bool) -> None:
+    """Run the app until SIGTERM or Ctrl-C; with the dataflow beside it where this process owns the index.
+
+    Raises GenerationMismatch, IndexUnavailable, WarehouseUnavailable, or what the app refuses its settings with.
+    """
+    import uvicorn
+
+    from corpus.embedding import load_embedder
+    from corpus.warehouse import connect
+    from corpus.categories import generation
+    from serving.app import create_app
+    from serving.language_model import connect as connect_language_model
+    from serving.parts import Parts
+
+    with ExitStack() as stack:
+        warehouse = connect(settings)
+        stack.callback(warehouse.close)
+        embedder = load_embedder(settings)
+        index = open_index(settings, generation(embedder), embedder.dimensions)
+        stack.callback(index.close)
+        progress = Progress()
+        stream = Stream(settings, warehouse, index, embedder, progress)
+        checks = {}
+        if with_stream:
+            runner = DataflowRunner(stream.dataflow, progress)
+            reconciler = Reconciler(stream, settings.reconcile_interval)
+            stack.callback(runner.stop)
+            stack.callback(reconciler.stop)
+            runner.start()
+            reconciler.start()
+            checks["stream"] = lambda: _must_run(progress)
+        app = create_app(
+            Parts(
+                settings=settings,
+                index=index,
+                embedder=embedder,
+                warehouse=warehouse,
+                status=stream.status,
+                language_model=connect_language_model(settings),
+                reconcile=stream.reconcile,
+                checks=checks,
+            )
+        )
+        port = int((settings.app_url or "").rpartition(":")[2] or settings.port or 0)
+        server = uvicorn.Server(
+            uvicorn.Config(app, host=settings.host, port=port, log_level="warning", timeout_graceful_shutdown=2, lifespan="on")
+        )
+        asyncio.run(server.serve())
+
+
+def _must_run(progress: Progress) -> None:
+    if progress.lag() is None:
+        raise RuntimeError(progress.reason or f"the dataflow is {progress.state}")
+
+
+def follow(settings: Settings, workers: int) -> None:
+    """Run the dataflow alone until interrupted, for an index on a Qdrant server."""
+    import signal
+
+    from corpus.embedding import load_embedder
+    from corpus.categories import generation
+    from corpus.warehouse import connect
+
+    with ExitStack() as stack:
+        warehouse = connect(settings)
+        stack.callback(warehouse.close)
+        embedder = load_embedder(settings)
+        index = open_index(settings, generation(embedder), embedder.dimensions)
+        stack.callback(index.close)
+        stream = Stream(settings, warehouse, index, embedder, Progress())
+        runner = DataflowRunner(stream.dataflow, stream.progress, workers)
+        ended = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: ended.set())
+        stack.callback(runner.stop)
+        runner.start()
+        ended.wait()

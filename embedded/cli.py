@@ -1,0 +1,60 @@
+"""The command line `twin`, assembled from each package's own commands. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from corpus.settings import InvalidSettings, Settings, load
+from embedded import commands as embedded_commands
+from ingestion import capture_commands, commands as ingestion_commands
+from serving import commands as serving_commands
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(prog="twin", description="A living, searchable copy of what an author has written.")
+    root.add_argument("--home", metavar="DIR", help="where all state lies (TWIN_HOME, default .twin)")
+    subparsers = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for commands in (embedded_commands, ingestion_commands, capture_commands, serving_commands):
+        commands.register(subparsers)
+    return root
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0 (done), 1 (failed) or 2 (usage)."""
+    # Before any library can be imported that would report its use to its makers.
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("SCARF_NO_ANALYTICS", "true")
+    namespace = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler: Callable[[argparse.Namespace, Settings], int] = namespace.handler
+    try:
+        return handler(namespace, load(home=namespace.home))
+    except InvalidSettings as error:
+        return _told(error, USAGE)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; nothing more may be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if os.environ.get("TWIN_DEBUG"):
+            raise
+        return _told(error, FAILED)
+
+
+def _told(error: Exception, code: int) -> int:
+    named = str(error) if str(error) else type(error).__name__
+    sys.stderr.write(f"twin: {named}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

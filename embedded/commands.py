@@ -1,0 +1,311 @@
+"""`twin up`, `down`, `status`, `doctor`, `serve`, `stream` and `wait`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from corpus.settings import Settings
+    from embedded.home import PartStatus
+
+DOWN_TIMEOUT = 30.0
+UP_TIMEOUT = 150.0
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the commands to the command line."""
+    up = subparsers.add_parser("up", help="start every part of this home")
+    up.add_argument("--detach", action="store_true", help="return when every part is ready, and leave them running")
+    up.set_defaults(handler=_up)
+    down = subparsers.add_parser("down", help="stop every part of this home")
+    down.set_defaults(handler=_down)
+    status = subparsers.add_parser("status", help="show the parts, the counts, the lag and the freshness")
+    status.add_argument("--json", action="store_true", help="for programs")
+    status.set_defaults(handler=_status)
+    doctor = subparsers.add_parser("doctor", help="check the installation and show the settings, secrets masked")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.set_defaults(handler=_doctor)
+    wait = subparsers.add_parser("wait", help="return when every acknowledged change is searchable")
+    wait.add_argument("--timeout", type=float, default=300.0, metavar="S", help="give up after S seconds (default 300)")
+    wait.add_argument("--json", action="store_true", help="for programs")
+    wait.set_defaults(handler=_wait)
+    serve = subparsers.add_parser("serve", help="run the app alone (pages and API)")
+    serve.add_argument("--stream", action="store_true", help="run the dataflow in the same process (a local index needs it)")
+    serve.set_defaults(handler=_serve)
+    stream = subparsers.add_parser("stream", help="run the dataflow alone, for an index on a Qdrant server")
+    stream.add_argument("--workers", type=int, default=1, metavar="N", help="worker threads; partitions are shared among them")
+    stream.set_defaults(handler=_stream)
+
+
+# up and down
+
+
+def _up(namespace: argparse.Namespace, settings: Settings) -> int:
+    from corpus.settings import load
+    from embedded.home import forget, supervisor
+
+    pid = supervisor(settings.home)
+    if pid is not None:
+        sys.stdout.write(f"already running in {settings.home} (process {pid})\n")
+        return 0
+    # A supervisor that was killed could not remove its addresses; they would pass for ones given by the user.
+    forget(settings.home)
+    settings = load(home=str(settings.home))
+    return _up_detached(settings) if namespace.detach else _up_here(settings)
+
+
+def _up_here(settings: Settings) -> int:
+    import logging
+    import signal
+
+    from embedded.home import HomeTaken, HomeUnusable, PartStatus
+    from embedded.parts import PortTaken
+    from embedded.supervisor import PartFailed, Supervisor
+    from ingestion.capture import CaptureFailed
+    from ingestion.topics import TopicsFailed
+
+    logging.getLogger("embedded").setLevel(logging.INFO)
+    known: dict[str, str] = {}
+
+    def told(parts: list[PartStatus]) -> None:
+        for part in parts:
+            if known.get(part.name) != part.state:
+                known[part.name] = part.state
+                if part.state in ("ready", "given"):
+                    sys.stdout.write(_part_line(part) + "\n")
+        if len(parts) == 4 and all(part.state in ("ready", "given") for part in parts):
+            address = next(part.address for part in parts if part.name == "app")
+            sys.stdout.write(f"ready: {address} (Ctrl-C stops everything)\n")
+        sys.stdout.flush()
+
+    supervisor = Supervisor(settings, told)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: supervisor.stop())
+    try:
+        supervisor.run()
+    except HomeTaken as error:
+        sys.stdout.write(f"{error} in {settings.home}\n")
+    except (HomeUnusable, PortTaken, PartFailed, TopicsFailed, CaptureFailed) as error:
+        sys.stderr.write(f"twin: {error}\n")
+        return 1
+    return 0
+
+
+def _up_detached(settings: Settings) -> int:
+    """Start the supervisor in a session of its own and watch it until every part is ready."""
+    import subprocess
+
+    from embedded.home import HomeUnusable, make, read_parts, tail
+
+    try:
+        make(settings.home)
+    except HomeUnusable as error:
+        sys.stderr.write(f"twin: {error}\n")
+        return 1
+    path = settings.log_directory / "supervisor.log"
+    start = time.monotonic()
+    with path.open("ab") as output:
+        began = output.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "embedded.cli", "--home", str(settings.home), "up"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    told: set[str] = set()
+    while time.monotonic() < start + UP_TIMEOUT:
+        parts = read_parts(settings.home)
+        for part in parts:
+            if part.state in ("ready", "given") and part.name not in told:
+                told.add(part.name)
+                sys.stdout.write(_part_line(part) + "\n")
+                sys.stdout.flush()
+        if len(told) == 4:
+            address = next(part.address for part in parts if part.name == "app")
+            sys.stdout.write(f"ready after {time.monotonic() - start:.1f} s: {address}\n")
+            return 0
+        code = process.poll()
+        if code is not None:
+            said = path.read_bytes()[began:].decode(errors="replace").strip()
+            sys.stderr.write(f"{said or tail(path)}\n")
+            return 0 if code == 0 else 1
+        time.sleep(0.05)
+    process.terminate()
+    waiting = ", ".join(part.name for part in read_parts(settings.home) if part.name not in told)
+    sys.stderr.write(f"twin: {waiting or 'the supervisor'} is not ready after {UP_TIMEOUT:.0f} s: see {settings.log_directory}\n")
+    return 1
+
+
+def _part_line(part: PartStatus) -> str:
+    detail = "given by address" if part.state == "given" else f"ready after {part.ready_seconds:.1f} s"
+    return f"{part.name:<10} {detail}"
+
+
+def _down(namespace: argparse.Namespace, settings: Settings) -> int:
+    import os
+    import signal
+
+    from embedded.home import supervisor
+
+    pid = supervisor(settings.home)
+    if pid is None:
+        sys.stdout.write(f"nothing runs in {settings.home}\n")
+        return 0
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + DOWN_TIMEOUT
+    while supervisor(settings.home) is not None:
+        if time.monotonic() > deadline:
+            sys.stderr.write(f"twin: process {pid} does not stop: see {settings.log_directory}\n")
+            return 1
+        time.sleep(0.02)
+    sys.stdout.write("stopped\n")
+    return 0
+
+
+# status and doctor
+
+
+def _status(namespace: argparse.Namespace, settings: Settings) -> int:
+    found = _gathered(settings)
+    if namespace.json:
+        sys.stdout.write(json.dumps(found) + "\n")
+    else:
+        sys.stdout.write(_status_text(found))
+    return 0
+
+
+def _gathered(settings: Settings) -> dict[str, Any]:
+    """The parts as the supervisor knows them and what the app says of itself; None where nobody can tell."""
+    import msgspec
+
+    from embedded.home import PART_NAMES, PartStatus, read_parts, supervisor
+    from embedded.parts import capture_status
+    from serving.client import AppUnavailable, get
+
+    running = supervisor(settings.home) is not None
+    parts = read_parts(settings.home) if running else []
+    if not parts:
+        parts = [PartStatus(name=name, state="stopped") for name in PART_NAMES]
+    for part in parts:
+        if part.name == "capture" and part.state == "ready":
+            said = capture_status(settings.home / "capture.json")
+            part.state, part.reason = said.get("state") or part.state, said.get("reason")
+        if part.state == "given":
+            part.state, part.reason = _given_state(part.name, settings)
+    app: dict[str, Any] = {"warehouse": None, "index": None, "lag": None, "freshness": None}
+    if running:
+        try:
+            app = get(settings, "/api/status", patience=0)
+        except AppUnavailable as error:
+            app["reason"] = str(error)
+    return {"parts": msgspec.to_builtins(parts), **app}
+
+
+def _given_state(name: str, settings: Settings) -> tuple[str, str | None]:
+    """The state of a part given by address, asked now."""
+    if name == "capture":
+        from corpus.warehouse import connect
+        from ingestion.capture import connector_name, connector_status
+
+        warehouse = connect(settings)
+        try:
+            found = connector_status(settings.connect_url or "", connector_name(warehouse.identity()))
+        finally:
+            warehouse.close()
+        return found.state, found.reason
+    from embedded.parts import reachable
+
+    reason = reachable(name, settings)
+    return ("unreachable", reason) if reason else ("ready", None)
+
+
+def _status_text(found: dict[str, Any]) -> str:
+    lines = []
+    for part in found["parts"]:
+        process = f"process {part['pid']}" if part["pid"] else ""
+        restarts = f"{part['restarts']} restarts" if part["restarts"] else ""
+        told = "  ".join(text for text in (part["address"] or "", process, restarts, part["reason"] or "") if text)
+        lines.append(f"{part['name']:<10} {part['state']:<11} {told}".rstrip())
+    if found["index"] is not None:
+        fresh = found["freshness"] or {}
+        delays = ", ".join(f"{name} {value:.2f} s" for name, value in fresh.items() if value is not None)
+        lines += [
+            f"warehouse  {found['warehouse']['documents']} documents",
+            f"index      {found['index']['documents']} documents, {found['index']['chunks']} chunks",
+            f"lag        {found['lag']} events" if found["lag"] is not None else "lag        unknown: nothing reads the log",
+            f"freshness  {delays or 'no change yet'}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _doctor(namespace: argparse.Namespace, settings: Settings) -> int:
+    from corpus.settings import masked
+    from embedded.checks import findings
+
+    found = findings(settings)
+    if namespace.json:
+        checks = [{"name": each.name, "ok": each.ok, "detail": each.detail} for each in found]
+        sys.stdout.write(json.dumps({"checks": checks, "settings": masked(settings)}) + "\n")
+    else:
+        for each in found:
+            sys.stdout.write(f"{'ok  ' if each.ok else 'FAIL'} {each.name}: {each.detail}\n")
+        for name, value in masked(settings).items():
+            sys.stdout.write(f"TWIN_{name.upper()}={'' if value is None else value}\n")
+    return 0 if all(each.ok for each in found) else 1
+
+
+# wait
+
+
+def _wait(namespace: argparse.Namespace, settings: Settings) -> int:
+    from embedded.waiting import wait
+    from streaming.waiting import TimedOut
+
+    start = time.monotonic()
+    try:
+        difference = wait(settings, namespace.timeout)
+    except TimedOut as error:
+        if namespace.json:
+            sys.stdout.write(json.dumps({"searchable": False, "behind": str(error)}) + "\n")
+        sys.stderr.write(f"twin: not everything is searchable after {namespace.timeout:g} s: {error}\n")
+        return 1
+    seconds = time.monotonic() - start
+    failed = [{"document_id": id, "reason": reason} for id, reason in difference.failed]
+    if namespace.json:
+        sys.stdout.write(json.dumps({"searchable": True, "seconds": round(seconds, 3), "failed": failed}) + "\n")
+        return 0
+    sys.stdout.write(f"everything is searchable ({seconds:.1f} s)\n")
+    for letter in failed:
+        sys.stdout.write(f"dead letter: {letter['document_id']}: {letter['reason']}\n")
+    return 0
+
+
+# serve and stream
+
+
+def _serve(namespace: argparse.Namespace, settings: Settings) -> int:
+    from embedded.app import serve
+
+    if not namespace.stream and settings.qdrant_url is None:
+        sys.stderr.write("twin: a local index has one process: run `twin up`, or set TWIN_QDRANT_URL for `twin serve` alone\n")
+        return 1
+    serve(settings, with_stream=namespace.stream)
+    return 0
+
+
+def _stream(namespace: argparse.Namespace, settings: Settings) -> int:
+    from embedded.app import follow
+
+    if settings.qdrant_url is None:
+        sys.stderr.write("twin: a local index belongs to the app (`twin up`): set TWIN_QDRANT_URL for `twin stream`\n")
+        return 1
+    if settings.kafka_bootstrap_servers is None or namespace.workers < 1:
+        sys.stderr.write("twin: set TWIN_KAFKA_BOOTSTRAP_SERVERS, and give --workers at least 1\n")
+        return 1
+    follow(settings, namespace.workers)
+    return 0

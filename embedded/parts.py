@@ -1,0 +1,165 @@
+"""The parts of one machine: how each is started, when it is ready, and how one given by address is checked."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from corpus.settings import Settings, without_password
+from embedded import log
+from embedded.mongodb import connection_string
+
+PREFERRED_PORT = 8787
+
+
+class PortTaken(RuntimeError):
+    """The port that was asked for is in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part that we start. `command` and `environment` are asked anew for each start; `ready` costs milliseconds.
+
+    `reason` tells why the part says it failed, if it does.
+    """
+
+    name: str
+    address: str
+    command: Callable[[], list[str]]
+    ready: Callable[[], bool]
+    environment: Callable[[], Mapping[str, str] | None] = lambda: None
+    reason: Callable[[], str | None] = lambda: None
+
+
+def documents_part(home: Path, port: int) -> Part:
+    directory = home / "documents"
+    return Part(
+        name="documents",
+        address=connection_string(port),
+        command=lambda: [sys.executable, "-m", "embedded.mongodb", "--port", str(port), "--directory", str(directory)],
+        ready=lambda: accepts(port),
+    )
+
+
+def log_part(port: int) -> Part:
+    return Part(
+        name="log",
+        address=f"127.0.0.1:{port}",
+        command=lambda: log.command(port),
+        environment=log.environment,
+        ready=lambda: log.ready(port),
+    )
+
+
+def capture_part(home: Path, address: str) -> Part:
+    status = home / "capture.json"
+
+    def command() -> list[str]:
+        status.unlink(missing_ok=True)
+        return [sys.executable, "-m", "embedded.capture", "--status", str(status)]
+
+    return Part(
+        name="capture",
+        address=address,
+        command=command,
+        ready=lambda: capture_status(status).get("state") == "running",
+        reason=lambda: capture_status(status).get("reason"),
+    )
+
+
+def app_part(address: str) -> Part:
+    return Part(
+        name="app",
+        address=address,
+        command=lambda: [sys.executable, "-m", "embedded.cli", "serve", "--stream"],
+        ready=lambda: answers(f"{address}/health/ready"),
+    )
+
+
+def capture_status(path: Path) -> dict[str, str | None]:
+    """What the capture process last wrote of itself; {} before it did."""
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        return {}
+
+
+def accepts(port: int) -> bool:
+    """Whether a server accepts connections on 127.0.0.1:`port`."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=0.5):
+            return True
+    except OSError:
+        return False
+
+
+def answers(url: str) -> bool:
+    """Whether a GET answers 200 within a second."""
+    # No proxy of the environment: the address is this machine's.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=1) as response:
+            return bool(response.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def app_port(settings: Settings) -> int:
+    """The port for the app: the one that was asked for, else the preferred one, else any that is free."""
+    if settings.port:
+        if _taken(settings.host, settings.port):
+            raise PortTaken(f"port {settings.port} of {settings.host} is in use: stop what uses it, or set TWIN_PORT to another")
+        return settings.port
+    if settings.port is None and not _taken(settings.host, PREFERRED_PORT):
+        return PREFERRED_PORT
+    return free_port()
+
+
+def _taken(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+        return False
+
+
+def reachable(name: str, settings: Settings) -> str | None:
+    """Why the part given by address cannot be used; None if it can. Passwords are left out."""
+    try:
+        if name == "documents":
+            _check_documents(settings.mongodb_uri or "")
+        elif name == "log":
+            _check_log(settings.kafka_bootstrap_servers or "")
+    except Exception as error:  # three client libraries; whatever they raise means that it cannot be used
+        address = {"documents": settings.mongodb_uri, "log": settings.kafka_bootstrap_servers}[name] or ""
+        variable = {"documents": "TWIN_MONGODB_URI", "log": "TWIN_KAFKA_BOOTSTRAP_SERVERS"}[name]
+        shown = without_password(address)
+        return f"{shown} does not answer ({type(error).__name__}): start it, or correct {variable}"
+    return None
+
+
+def _check_documents(uri: str) -> None:
+    from pymongo import MongoClient
+
+    with MongoClient[dict[str, object]](uri, serverSelectionTimeoutMS=3000) as client:
+        client.admin.command("ping")
+
+
+def _check_log(bootstrap: str) -> None:
+    from ingestion.topics import admin_client
+
+    admin_client(bootstrap).list_topics(timeout=5)

@@ -1,0 +1,195 @@
+"""What a message of the documents topic means: a pure, total function from Debezium's envelope to a change.
+
+Source: Debezium documentation, MongoDB connector, "Data change events".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from bson import json_util
+
+from corpus.documents import Document, InvalidDocument, from_record, source_version
+
+WAREHOUSE_HEADER = "twin.warehouse"
+UPSERTS = {"r": "snapshot", "c": "create", "u": "update"}
+# Dates as aware datetimes, numbers as Python's own, whichever of the two forms of extended JSON a sender writes.
+JSON_OPTIONS = json_util.JSONOptions(tz_aware=True, json_mode=json_util.JSONMode.RELAXED)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A record of the log as it was received; `value` is None for a tombstone."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Upsert:
+    """A document is as given.
+
+    `source_hash`: the content hash that its record claims (a record edited by hand still has the former one);
+    `committed_at`: when its source committed it, None for a snapshot's read.
+    """
+
+    message: Message
+    version: int
+    document: Document
+    source_hash: str
+    committed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """A document is gone."""
+
+    message: Message
+    version: int
+    document_id: str
+    committed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """A message that changes no document; `why` is one of a few fixed words, for the metrics."""
+
+    message: Message
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that cannot be applied: the message itself, the step that refused it and why.
+
+    `document_id` and `version` are None where the message does not even tell them.
+    """
+
+    message: Message
+    step: str
+    reason: str
+    document_id: str | None = None
+    version: int | None = None
+    source_hash: str | None = None
+
+
+Change = Upsert | Delete
+Event = Upsert | Delete | Ignored | DeadLetter
+
+
+class _Source(msgspec.Struct):
+    ts_ms: int
+    ord: int | None = 0
+    wallTime: int | None = None  # noqa: N815 - the name in Debezium's envelope
+
+
+class _Envelope(msgspec.Struct):
+    op: str
+    source: _Source
+    after: str | None = None
+
+
+_ENVELOPE = msgspec.json.Decoder(_Envelope)
+_KEY = msgspec.json.Decoder(dict[str, Any])
+
+
+def decode(message: Message, warehouse: str) -> Event:
+    """The change that a message tells of, for the warehouse of this id. Never raises."""
+    sender = dict(message.headers).get(WAREHOUSE_HEADER)
+    if sender is not None and _warehouse_name(sender) != warehouse:
+        # One log may serve several homes, one after the other.
+        return Ignored(message, "foreign")
+    if message.value is None:
+        return Ignored(message, "tombstone")
+    try:
+        document_id = _document_id(message.key)
+    except Exception as error:  # as below
+        return DeadLetter(message, "decode", f"the key is not a document's: {error}")
+    try:
+        envelope = _ENVELOPE.decode(message.value)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return DeadLetter(message, "decode", f"the value is not a change of Debezium's: {error}", document_id)
+    version = source_version(envelope.source.ts_ms // 1000, envelope.source.ord or 0)
+    if envelope.op == "d":
+        return Delete(message, version, document_id, _committed_at(envelope))
+    if envelope.op not in UPSERTS:
+        return DeadLetter(message, "decode", f"operation {envelope.op[:20]!r} is not known", document_id, version)
+    if envelope.after is None:
+        # An update whose document was deleted before it could be looked up: the delete follows.
+        return Ignored(message, "superseded")
+    try:
+        record = json_util.loads(envelope.after, json_options=JSON_OPTIONS)
+    except Exception as error:  # extended JSON holds a stranger's bytes, and its parser's errors have no common class
+        return DeadLetter(message, "decode", f"the document is not MongoDB's extended JSON: {error}", document_id, version)
+    source_hash = str(record.get("content_hash"))
+    try:
+        document = from_record(record)
+    except InvalidDocument as error:
+        return DeadLetter(message, "validate", str(error), document_id, version, source_hash)
+    return Upsert(message, version, document, source_hash, None if envelope.op == "r" else _committed_at(envelope))
+
+
+def newest(events: Sequence[Event]) -> list[Event]:
+    """The events in order, but of several changes to one document only the last; the earlier ones become Ignored.
+
+    A batch is applied as a whole, so what a document was in between is seen by nobody.
+    """
+    last = {_subject(event): position for position, event in enumerate(events) if isinstance(event, Upsert | Delete)}
+    return [
+        Ignored(event.message, "superseded")
+        if isinstance(event, Upsert | Delete) and last[_subject(event)] != position
+        else event
+        for position, event in enumerate(events)
+    ]
+
+
+def _subject(event: Change) -> str:
+    return event.document.id if isinstance(event, Upsert) else event.document_id
+
+
+def _document_id(key: bytes | None) -> str:
+    """The `_id` within Debezium's key `{"id": "<extended JSON>"}`, as a string."""
+    if key is None:
+        raise ValueError("there is none")
+    return str(json_util.loads(_KEY.decode(key)["id"], json_options=JSON_OPTIONS))
+
+
+def _committed_at(envelope: _Envelope) -> datetime | None:
+    # The wall time has milliseconds; the cluster time, whole seconds, would make every freshness wrong by up to one.
+    moment = envelope.source.wallTime
+    return datetime.fromtimestamp(moment / 1000).astimezone() if moment else None
+
+
+def _warehouse_name(header: bytes) -> str:
+    """The header as Connect's JSON converter writes it (quoted) or as plain text."""
+    return header.decode("utf-8", "replace").strip('"')
+
+
+def delete_envelope(document_id: str, version: int, database: str, warehouse: str) -> Mapping[str, Any]:
+    """Key, value and headers of a deletion that was missed, in the form that Debezium gives one."""
+    return _envelope(document_id, version, database, warehouse, "d", None)
+
+
+def upsert_envelope(record: Mapping[str, Any], version: int, database: str, warehouse: str) -> Mapping[str, Any]:
+    """Key, value and headers of a document that was missed, in the form that Debezium gives a snapshot's read."""
+    after = json_util.dumps(record, json_options=JSON_OPTIONS)
+    return _envelope(record["_id"], version, database, warehouse, "r", after)
+
+
+def _envelope(
+    document_id: Any, version: int, database: str, warehouse: str, operation: str, after: str | None
+) -> Mapping[str, Any]:
+    source = {"ts_ms": (version >> 20) * 1000, "ord": version & (2**20 - 1), "db": database, "collection": "documents"}
+    return {
+        "key": msgspec.json.encode({"id": json_util.dumps(document_id, json_options=JSON_OPTIONS)}),
+        "value": msgspec.json.encode({"before": None, "after": after, "op": operation, "source": source}),
+        "headers": [(WAREHOUSE_HEADER, warehouse.encode())],
+    }

@@ -1,0 +1,40 @@
+"""The dataflow: changes in, points and feature messages out. Every decision is a function in another module."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import TYPE_CHECKING
+
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow
+
+from corpus.index import QdrantIndex
+from streaming.changes import Event, decode
+from streaming.indexing import Indexed, Outcome, Removed, index_batch
+from streaming.log import ChangeSource, FeatureOutlet, Log
+from streaming.progress import Progress
+
+if TYPE_CHECKING:
+    from corpus.embedding import Embedder
+
+
+def feature_dataflow(
+    log: Log, warehouse: str, index: QdrantIndex, embedder: Embedder, progress: Progress, stop: threading.Event
+) -> Dataflow:
+    """Messages -> events -> outcomes. `warehouse` is the id of the warehouse whose changes count; `stop` ends it."""
+
+    def apply(events: list[Event]) -> list[Outcome]:
+        outcomes = index_batch(events, index, embedder)
+        for outcome in outcomes:
+            if isinstance(outcome, Indexed | Removed):
+                progress.searchable(outcome.change.committed_at)
+        return outcomes
+
+    flow = Dataflow("features")
+    messages = op.input("changes", flow, ChangeSource(log, progress, stop))
+    events = op.map("decode", messages, partial(decode, warehouse=warehouse))
+    # Compare, clean, split, embed and write in one step: a later batch must see what an earlier one wrote.
+    outcomes = op.flat_map_batch("index", events, apply)
+    op.output("publish and commit", outcomes, FeatureOutlet(log, progress, index.generation))
+    return flow

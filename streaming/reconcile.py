@@ -1,0 +1,86 @@
+"""Changes that never arrived: found by comparing warehouse and ledger, repaired at the front of the dataflow.
+
+A log that lost its messages, or a resume token that its source no longer knows, leaves deletions that no snapshot tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from confluent_kafka import KafkaError, Producer
+from confluent_kafka import Message as LogMessage
+
+from corpus.agreement import Disagreement, compare
+from corpus.index import QdrantIndex
+from streaming.changes import delete_envelope, upsert_envelope
+from streaming.log import LARGEST_MESSAGE, LogFailed
+
+if TYPE_CHECKING:
+    from corpus.warehouse import Warehouse
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """How many changes were sent into the dataflow again."""
+
+    upserts: int
+    deletes: int
+
+
+def disagreement(warehouse: Warehouse, index: QdrantIndex) -> Disagreement:
+    """Where the index differs from the warehouse now; changes on their way are among it."""
+    # Stamps first: a document deleted between the two reads is then leftover in neither.
+    stamps = list(warehouse.stamps())
+    return compare(stamps, index.scan())
+
+
+def reenter(
+    warehouse: Warehouse,
+    bootstrap: str,
+    topic: str,
+    database: str,
+    behind: Collection[str],
+    leftover: Collection[str],
+) -> Repaired:
+    """Publish the present state of these documents to the changes topic, as capture would have.
+
+    Safe for changes that are on their way after all: the version is the warehouse's clock before its state is read, so a
+    later change has a later version, and the same content again embeds nothing.
+    """
+    version = warehouse.cluster_time()
+    identity = warehouse.identity()
+    failed: list[str] = []
+
+    def delivered(error: KafkaError | None, message: LogMessage) -> None:
+        if error is not None:
+            failed.append(error.str())
+
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "acks": "all",
+            "max.in.flight.requests.per.connection": 1,
+            "partitioner": "murmur2_random",
+            "message.max.bytes": LARGEST_MESSAGE,
+            "message.timeout.ms": 30_000,
+            "log_level": 3,
+        }
+    )
+    upserts = deletes = 0
+    present = {record["_id"]: record for record in warehouse.raw_records([*behind, *leftover])}
+    for id in (*behind, *leftover):
+        record = present.get(id)
+        if record is None:
+            envelope = delete_envelope(id, version, database, identity)
+            deletes += 1
+        else:
+            envelope = upsert_envelope(record, version, database, identity)
+            upserts += 1
+        producer.produce(topic, on_delivery=delivered, **envelope)
+        producer.poll(0)
+    producer.flush()
+    if failed:
+        raise LogFailed(f"the log did not take {len(failed)} repairs: {failed[0]}")
+    return Repaired(upserts, deletes)

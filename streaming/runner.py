@@ -1,0 +1,64 @@
+"""The dataflow in a thread beside an event loop: started again when something it needs was away, ended before exit."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from bytewax.dataflow import Dataflow
+from bytewax.testing import cluster_main
+
+from streaming.log import LogLost
+from streaming.progress import Progress
+
+logger = logging.getLogger(__name__)
+FIRST_DELAY, LONGEST_DELAY = 0.2, 5.0
+
+
+class DataflowRunner:
+    """Runs the dataflow that `build(stop)` makes until `stop()`; after a failure it is built anew, with backoff.
+
+    The dataflow's thread must have ended before the interpreter exits, or the process aborts: `stop()` sees to it.
+    """
+
+    def __init__(self, build: Callable[[threading.Event], Dataflow], progress: Progress, workers: int = 1) -> None:
+        self._build, self._progress, self._workers = build, progress, workers
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="dataflow")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the dataflow after the batch that it is at, and wait for that."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        delay = FIRST_DELAY
+        while not self._stop.is_set():
+            try:
+                flow = self._build(self._stop)
+                self._progress.report("running", None)
+                cluster_main(flow, [], 0, worker_count_per_proc=self._workers)
+            except Exception as error:
+                cause = _root(error)
+                if isinstance(cause, LogLost):
+                    logger.warning("the log was started anew: reading it from the start")
+                    delay = FIRST_DELAY
+                    continue
+                reason = f"{type(cause).__name__}: {cause}"
+                logger.warning("the dataflow stopped and starts again in %.1f s: %s", delay, reason)
+                self._progress.report("waiting", reason)
+                self._stop.wait(delay)
+                delay = min(2 * delay, LONGEST_DELAY)
+        self._progress.report("stopped", None)
+
+
+def _root(error: BaseException) -> BaseException:
+    """What really happened, below the runtime's own wrapping."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
