@@ -1,0 +1,310 @@
+"""The warehouse: every document as it was crawled, in MongoDB. The one place that reads and writes its collections.
+
+Collections of the database: `documents`, `authors`, `crawls` (one record a run), `watermarks` (marks that `twin wait`
+follows through the log) and `warehouse` (the identity of this very warehouse).
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from corpus.documents import Document, from_record, in_milliseconds, source_version, to_record
+from corpus.settings import Settings, without_password
+
+if TYPE_CHECKING:
+    from pymongo import MongoClient
+    from pymongo.collection import Collection
+
+T = TypeVar("T")
+BATCH = 200
+BATCH_BYTES = 8_000_000
+# MongoDB refuses records above 16 MiB; a change event carries the record and its envelope.
+LARGEST_RECORD = 15_000_000
+MARKS_KEPT = timedelta(hours=1)
+STAMP_FIELDS = ("content_hash", "crawled_at", "title", "url", "author_name", "category", "platform")
+EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+class WarehouseUnavailable(ConnectionError):
+    """MongoDB cannot be reached or does not answer; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A document without its text. `content_hash` and `crawled_at` as the record claims them: together they name one write."""
+
+    id: str
+    content_hash: str
+    crawled_at: datetime
+    title: str
+    url: str
+    author: str
+    category: str
+    platform: str
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What became of documents that were saved."""
+
+    inserted: int = 0
+    updated: int = 0
+    unchanged: int = 0
+
+    def __add__(self, other: Saved) -> Saved:
+        return Saved(self.inserted + other.inserted, self.updated + other.updated, self.unchanged + other.unchanged)
+
+
+def connect(settings: Settings, *, timeout: float = 30.0) -> Warehouse:
+    """The warehouse of these settings; a server that is away is waited for up to `timeout` seconds at every call.
+
+    Raises WarehouseUnavailable.
+    """
+    from pymongo import MongoClient
+    from pymongo.errors import PyMongoError
+
+    if settings.mongodb_uri is None:
+        raise WarehouseUnavailable("there is no warehouse: run `twin up`, or set TWIN_MONGODB_URI to your MongoDB")
+    shown = without_password(settings.mongodb_uri)
+    try:
+        client: MongoClient[dict[str, Any]] = MongoClient(
+            settings.mongodb_uri,
+            tz_aware=True,
+            retryWrites=True,
+            w="majority",
+            serverSelectionTimeoutMS=int(timeout * 1000),
+            appname="llm-twin",
+        )
+    except (PyMongoError, ValueError) as error:
+        raise WarehouseUnavailable(f"TWIN_MONGODB_URI ({shown}) cannot be used ({type(error).__name__})") from error
+    return Warehouse(client, settings.database, shown)
+
+
+class Warehouse:
+    """An open warehouse. Every method blocks, and raises WarehouseUnavailable when MongoDB does not answer."""
+
+    def __init__(self, client: MongoClient[dict[str, Any]], database: str, address: str) -> None:
+        self._client, self._address = client, address
+        self._database = client[database]
+        self._documents: Collection[dict[str, Any]] = self._database["documents"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._client.close()
+
+    # Reading
+
+    def identity(self) -> str:
+        """The UUID of this very warehouse, made once: a database that was emptied and filled again has another."""
+        from pymongo import ReturnDocument
+
+        record: Mapping[str, Any] = self._asked(
+            lambda: self._database["warehouse"].find_one_and_update(
+                {"_id": "identity"},
+                {"$setOnInsert": {"uuid": str(uuid.uuid4())}},
+                upsert=True,
+                return_document=ReturnDocument.AFTER,
+            )
+        )
+        return str(record["uuid"])
+
+    def cluster_time(self) -> int:
+        """The version of now: a write that is acknowledged later has a version that is not smaller.
+
+        Source: MongoDB's `hello`, `lastWrite.opTime.ts` (else `operationTime`).
+        """
+        hello = self._asked(lambda: self._client.admin.command("hello"))
+        stamp = hello.get("lastWrite", {}).get("opTime", {}).get("ts") or hello.get("operationTime")
+        if stamp is None:
+            raise WarehouseUnavailable(
+                f"MongoDB at {self._address} is not a replica set, so its changes cannot be captured: start it with --replSet"
+            )
+        return source_version(stamp.time, stamp.inc)
+
+    def count(self) -> int:
+        """Documents in the warehouse."""
+        return int(self._asked(lambda: self._documents.count_documents({})))
+
+    def get(self, id: str) -> Document | None:
+        """The document, or None. Raises InvalidDocument if somebody else wrote a record that is none."""
+        record = next(self.raw_records([id]), None)
+        return from_record(record) if record is not None else None
+
+    def by_request(self, url: str) -> Document | None:
+        """The document that was fetched from this address, which may be another than the document's own."""
+        self._asked(lambda: self._documents.create_index("metadata.requested_url", sparse=True))
+        record = self._asked(lambda: self._documents.find_one({"metadata.requested_url": url}))
+        return from_record(record) if record is not None else None
+
+    def raw_records(self, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """The records with these ids as they are stored; ids that are not there are left out."""
+        for part in _parts(ids, BATCH):
+            yield from self._found({"_id": {"$in": _stored_ids(part)}})
+
+    def stamps(self, ids: Iterable[str] | None = None) -> Iterator[Stamp]:
+        """Every document, or those with these ids, without texts. The order is not defined."""
+        fields = dict.fromkeys(STAMP_FIELDS, 1)
+        filters = [{}] if ids is None else ({"_id": {"$in": _stored_ids(part)}} for part in _parts(ids, BATCH))
+        for condition in filters:
+            yield from map(_stamp, self._found(condition, fields))
+
+    def urls_under(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Id and URL of the documents whose URL starts with `prefix`."""
+        beyond = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        for record in self._found({"url": {"$gte": prefix, "$lt": beyond}}, {"url": 1}):
+            yield str(record["_id"]), record["url"]
+
+    # Writing
+
+    def save(self, documents: Iterable[Document]) -> Saved:
+        """Write the documents whose content hash is new, and their authors; returns when a majority has acknowledged.
+
+        A document that did not change is not written at all. Of two with one id the later stays.
+        """
+        total = Saved()
+        for part in _batches(documents):
+            total += self._save(part)
+        return total
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Delete the documents; how many there were."""
+        return sum(
+            self._asked(
+                lambda part=part: self._documents.delete_many({"_id": {"$in": _stored_ids(part)}}).deleted_count
+            )  # type: ignore[misc]
+            for part in _parts(ids, BATCH)
+        )
+
+    def mark(self, token: str) -> None:
+        """Write a mark that capture will carry into the log behind every change acknowledged before; old ones go."""
+        now = datetime.now(UTC)
+        marks = self._database["watermarks"]
+        self._asked(lambda: marks.replace_one({"_id": token}, {"_id": token, "at": now}, upsert=True))
+        self._asked(lambda: marks.delete_many({"at": {"$lt": now - MARKS_KEPT}}))
+
+    def record_crawl(self, crawl: Mapping[str, Any]) -> None:
+        """Write the record of a crawl, or its newer state; `_id` is the crawl's id."""
+        self._asked(lambda: self._database["crawls"].replace_one({"_id": crawl["_id"]}, dict(crawl), upsert=True))
+
+    def _save(self, documents: Sequence[Document]) -> Saved:
+        from pymongo import ReplaceOne, UpdateOne
+
+        latest = {document.id: document for document in documents}
+        stored = {
+            record["_id"]: record.get("content_hash")
+            for record in self._found({"_id": {"$in": list(latest)}}, {"content_hash": 1})
+        }
+        changed = [document for document in latest.values() if stored.get(document.id) != document.content_hash]
+        if changed:
+            authors = {document.author_id: document.author_name for document in changed}
+            names = [UpdateOne({"_id": id}, {"$set": {"name": name}}, upsert=True) for id, name in authors.items()]
+            writes = [ReplaceOne({"_id": document.id}, to_record(document), upsert=True) for document in changed]
+            self._asked(lambda: self._database["authors"].bulk_write(names, ordered=False))
+            self._asked(lambda: self._documents.bulk_write(writes, ordered=False))
+        updated = sum(document.id in stored for document in changed)
+        return Saved(len(changed) - updated, updated, len(documents) - len(changed))
+
+    def _found(self, condition: Mapping[str, Any], fields: Mapping[str, int] | None = None) -> Iterator[dict[str, Any]]:
+        """Records page by page in the order of ids, so that a server that goes away between two pages can be asked again."""
+        from pymongo import ASCENDING
+
+        after: dict[str, Any] = {}
+        while True:
+            paged = {"$and": [condition, after]} if condition and after else {**condition, **after}
+            page = self._asked(
+                lambda paged=paged: list(self._documents.find(paged, fields).sort("_id", ASCENDING).limit(BATCH))  # type: ignore[misc]
+            )
+            yield from page
+            if len(page) < BATCH:
+                return
+            after = {"_id": {"$gt": page[-1]["_id"]}}
+
+    def _asked(self, call: Callable[[], T]) -> T:
+        """The call's result; asked again when the connection broke, since every call here may be repeated."""
+        from pymongo.errors import AutoReconnect, PyMongoError, ServerSelectionTimeoutError
+
+        attempts = 3
+        while True:
+            try:
+                return call()
+            except ServerSelectionTimeoutError as error:
+                raise WarehouseUnavailable(
+                    f"MongoDB at {self._address} does not answer: see `twin status`, or check TWIN_MONGODB_URI"
+                ) from error
+            except AutoReconnect as error:
+                attempts -= 1
+                if attempts == 0:
+                    raise WarehouseUnavailable(f"MongoDB at {self._address} breaks off every connection") from error
+                time.sleep(0.1)
+            except PyMongoError as error:
+                raise WarehouseUnavailable(f"MongoDB at {self._address} refused: {str(error)[:300]}") from error
+
+
+def refusal(document: Document) -> str | None:
+    """Why MongoDB cannot hold this document, or None."""
+    import bson
+
+    try:
+        size = len(bson.encode(to_record(document)))
+    except (bson.errors.BSONError, OverflowError, RecursionError, UnicodeEncodeError) as error:
+        return f"cannot be stored ({str(error)[:200]})"
+    return (
+        f"takes {size / 1e6:.1f} MB as a record, MongoDB holds {LARGEST_RECORD / 1e6:.0f} MB"
+        if size > LARGEST_RECORD
+        else None
+    )
+
+
+def _stamp(record: Mapping[str, Any]) -> Stamp:
+    """Of any record, even one that somebody else wrote: what is not there is read as the dataflow reads it."""
+    crawled = record.get("crawled_at")
+    return Stamp(
+        id=str(record["_id"]),
+        content_hash=str(record.get("content_hash")),
+        crawled_at=in_milliseconds(crawled if isinstance(crawled, datetime) else EPOCH),
+        title=str(record.get("title") or ""),
+        url=str(record.get("url") or ""),
+        author=str(record.get("author_name") or ""),
+        category=str(record.get("category") or ""),
+        platform=str(record.get("platform") or ""),
+    )
+
+
+def _stored_ids(ids: Sequence[str]) -> list[Any]:
+    """Records that others wrote may have ObjectIds, which the rest of the system knows by their digits."""
+    from bson import ObjectId
+
+    return [*ids, *(ObjectId(id) for id in ids if ObjectId.is_valid(id))]
+
+
+def _parts(ids: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(ids)
+    while part := list(islice(iterator, size)):
+        yield part
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if len(batch) >= BATCH or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
