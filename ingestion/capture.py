@@ -70,10 +70,14 @@ def connector_configuration(settings: Settings, warehouse_id: str) -> dict[str, 
         "value.converter": "org.apache.kafka.connect.json.JsonConverter",
         "value.converter.schemas.enable": "false",
         "extended.headers.enabled": "false",
-        "transforms": "warehouse",
+        # Every record names its warehouse: a Kafka may have served another one before. The changed fields are left out:
+        # the whole document is there, and a large text would be sent twice.
+        "transforms": "warehouse,whole",
         "transforms.warehouse.type": "org.apache.kafka.connect.transforms.InsertHeader",
         "transforms.warehouse.header": WAREHOUSE_HEADER,
         "transforms.warehouse.value.literal": warehouse_id,
+        "transforms.whole.type": "org.apache.kafka.connect.transforms.ReplaceField$Value",
+        "transforms.whole.exclude": "updateDescription",
         # Freshness: how long it sleeps when nothing came, and how long MongoDB holds an empty answer back.
         "poll.interval.ms": str(settings.capture_poll_ms),
         "cursor.max.await.time.ms": "100",
