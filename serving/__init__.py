@@ -1,0 +1,1 @@
+"""Answering: search, cited answers, the chat page and the interfaces for programs, over the index alone."""

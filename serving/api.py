@@ -1,0 +1,325 @@
+"""The interface for programs: ask, search, documents, what is behind, status, health and metrics, as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from litestar import Request, Response, get, post
+from litestar.datastructures import State
+from litestar.di import NamedDependency
+from litestar.exceptions import ClientException, NotFoundException
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter, SkipValidation
+from litestar.response import Stream
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from corpus.agreement import State as DocumentState
+from corpus.agreement import compare
+from corpus.index import Filters, Hit
+from corpus.prompts import Message
+from serving.answering import Event, Finished, Retrieved, Stopped, Token, answering, complete
+from serving.documents import Listed, Shown, listing, matching, shown
+from serving.metrics import Metrics
+from serving.parts import Parts
+from serving.retrieval import Passage, checked_question, filters_from, moment, search
+
+Given = NamedDependency[SkipValidation[Parts]]
+Counted = NamedDependency[SkipValidation[Metrics]]
+AnyRequest = Request[Any, Any, State]
+ASK_PASSAGES = 6
+T = TypeVar("T")
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Which documents may answer; dates are ISO years, months, days or instants."""
+
+    author: str | None = None
+    category: str | None = None
+    platform: str | None = None
+    language: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+    def filters(self) -> Filters:
+        return filters_from(**msgspec.structs.asdict(self))
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """An earlier question of the conversation and its answer."""
+
+    question: str
+    answer: str
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """A question; `limit`: how many chunks the answer is made from."""
+
+    question: str
+    filters: Wanted = Wanted()
+    limit: Annotated[int, msgspec.Meta(ge=1, le=20)] = ASK_PASSAGES
+    history: tuple[Turn, ...] = ()
+
+    def messages(self) -> list[Message]:
+        """The earlier turns as a chat."""
+        return [
+            message
+            for turn in self.history
+            for message in (
+                Message(role="user", content=turn.question),
+                Message(role="assistant", content=turn.answer),
+            )
+        ]
+
+
+class Search(msgspec.Struct, frozen=True, kw_only=True):
+    """A search; filters stand beside the question."""
+
+    question: str
+    limit: Annotated[int, msgspec.Meta(ge=1, le=100)] = 10
+    author: str | None = None
+    category: str | None = None
+    platform: str | None = None
+    language: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of the list of documents; `total` counts all that match."""
+
+    items: list[Listed]
+    total: int
+    limit: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailedDocument:
+    """A document whose newest version cannot be indexed."""
+
+    document_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Ids: `behind`: the index has not followed; `leftover`: gone from the warehouse, not yet from the index."""
+
+    behind: tuple[str, ...]
+    leftover: tuple[str, ...]
+    failed: tuple[FailedDocument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`ready` is False when a part is not; `parts` says of each `ready` or why not."""
+
+    ready: bool
+    parts: dict[str, str]
+
+
+@post("/api/ask", status_code=200, summary="Answer a question from the documents, with citations")
+async def ask(data: JSONBody[Ask], request: AnyRequest, parts: Given, metrics: Counted) -> Response[Any]:
+    """JSON, or with `Accept: text/event-stream` the events retrieval, token, citations, error and done."""
+    question = checked_question(data.question, parts.settings.max_question_characters)
+    given = (parts, question, data.filters.filters(), data.limit, data.messages())
+    if "text/event-stream" in request.headers.get("accept", ""):
+        return event_stream(named_events(counted(answering(*given), metrics)))
+    answer = await unless_gone(request, complete(*given))
+    metrics.answers.labels(answer.mode).inc()
+    return Response(answer)
+
+
+@post("/api/search", status_code=200, name="search", summary="The chunks that fit a question best")
+async def find(data: JSONBody[Search], parts: Given) -> list[Hit]:
+    """The best chunks, best first; scores compare within one answer only."""
+    question = checked_question(data.question, parts.settings.max_question_characters)
+    fields = {name: getattr(data, name) for name in Wanted.__struct_fields__}
+    return await asyncio.to_thread(search, parts.index, parts.embedder, question, filters_from(**fields), data.limit)
+
+
+@get("/api/documents", summary="The documents of the warehouse and their state")
+async def documents(
+    parts: Given,
+    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 50,
+    offset: Annotated[int, QueryParameter(ge=0)] = 0,
+    words: FromQuery[str | None] = None,
+    author: FromQuery[str | None] = None,
+    category: FromQuery[str | None] = None,
+    platform: FromQuery[str | None] = None,
+    state_: Annotated[DocumentState | None, QueryParameter(name="state")] = None,
+    since: FromQuery[str | None] = None,
+    until: FromQuery[str | None] = None,
+) -> Page:
+    """A page of the documents; dates are of the crawl."""
+    found = matching(
+        await asyncio.to_thread(listed, parts),
+        words=words,
+        author=author,
+        category=category,
+        platform=platform,
+        state=state_,
+        since=moment(since, "since") if since else None,
+        until=moment(until, "until", last=True) if until else None,
+    )
+    return Page(list(found[offset : offset + limit]), len(found), limit, offset)
+
+
+def listed(parts: Parts) -> list[Listed]:
+    """Every document of the warehouse, newest crawl first, then by title. Blocks."""
+    records = {record.document_id: record for record in parts.index.scan()}
+    rows = list(listing(parts.warehouse.stamps(), records))
+    rows.sort(key=lambda row: (row.title.casefold(), row.document_id))
+    rows.sort(key=lambda row: row.crawled_at.timestamp() if row.crawled_at else 0.0, reverse=True)
+    return rows
+
+
+@get("/api/documents/{document_id:str}", summary="One document with its cleaned text and its chunks")
+async def document(document_id: FromPath[str], parts: Given) -> Shown:
+    return await asyncio.to_thread(known_document, parts, document_id)
+
+
+def known_document(parts: Parts, document_id: str) -> Shown:
+    """The document as it is shown. Raises NotFoundException. Blocks."""
+    found = shown(parts.index, parts.warehouse.stamps(), document_id)
+    if found is None:
+        raise NotFoundException(f"no document has the id {document_id!r}")
+    return found
+
+
+@get("/api/behind", summary="What separates the index from the warehouse")
+async def behind(parts: Given) -> Behind:
+    def compared() -> Behind:
+        # The warehouse first: what is ingested after it is read must not look like something the index lost.
+        stamps = list(parts.warehouse.stamps())
+        found = compare(stamps, parts.index.scan())
+        failed = tuple(FailedDocument(id, reason) for id, reason in found.failed)
+        return Behind(found.behind, found.leftover, failed)
+
+    return await asyncio.to_thread(compared)
+
+
+@post("/api/reconcile", status_code=200, summary="Compare warehouse and index now and mend what differs")
+async def reconcile(parts: Given) -> dict[str, Any]:
+    if parts.reconcile is None:
+        raise ClientException("this app has no dataflow beside it: it reconciles where `twin stream` runs")
+    return dict(await asyncio.to_thread(parts.reconcile))
+
+
+@get("/api/status", summary="The parts, the counts, lag and freshness")
+async def status(parts: Given) -> dict[str, Any]:
+    return dict(await asyncio.to_thread(parts.status))
+
+
+@get("/health/live", summary="Whether the process answers")
+async def live() -> dict[str, str]:
+    return {"status": "live"}
+
+
+@get("/health/ready", summary="Whether every part is ready")
+async def ready(parts: Given) -> Response[Health]:
+    """503 while a part is not ready, naming it."""
+    states = {"index": parts.index.counts, **parts.checks}
+
+    async def checked(name: str) -> str:
+        try:
+            await asyncio.to_thread(states[name])
+        except Exception as error:  # whatever a part raises, it is not ready
+            return str(error) or type(error).__name__
+        return "ready"
+
+    told = dict(zip(states, await asyncio.gather(*map(checked, states)), strict=True))
+    good = all(value == "ready" for value in told.values())
+    return Response(Health(good, told), status_code=200 if good else 503)
+
+
+@get("/metrics", summary="Metrics for Prometheus", media_type="text/plain")
+async def exposition(metrics: Counted) -> Response[bytes]:
+    text = await asyncio.to_thread(generate_latest, metrics.registry)
+    return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+
+async def counted(events: AsyncGenerator[Event], metrics: Metrics) -> AsyncGenerator[Event]:
+    """The same events, with answers and failures of the model counted."""
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Finished):
+                metrics.answers.labels(event.answer.mode).inc()
+            elif isinstance(event, Stopped):
+                metrics.model_failures.inc()
+            yield event
+
+
+async def named_events(events: AsyncGenerator[Event]) -> AsyncGenerator[tuple[str, Any]]:
+    """Events as server-sent events name them: retrieval, token, error, citations, done."""
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case Retrieved(passages):
+                    yield "retrieval", {"passages": [described(passage) for passage in passages]}
+                case Token(text):
+                    yield "token", {"text": text}
+                case Stopped(reason):
+                    yield "error", {"message": reason, "type": "language_model"}
+                case Finished(answer):
+                    yield "citations", {"citations": answer.citations}
+                    yield "done", answer
+
+
+def described(passage: Passage) -> dict[str, Any]:
+    """A passage as programs see it."""
+    record = passage.record
+    return {
+        "n": passage.n,
+        "document_id": record.document_id,
+        "chunk_id": passage.chunk_id,
+        "version": passage.version,
+        "title": record.title,
+        "url": record.url,
+        "heading_path": passage.heading_path,
+        "text": passage.text,
+        "score": passage.score,
+    }
+
+
+def event_stream(events: AsyncIterator[tuple[str, Any]]) -> Stream:
+    """Named events as a response of server-sent events (HTML standard, section 9.2)."""
+
+    async def encoded() -> AsyncGenerator[bytes]:
+        async for name, value in events:
+            yield f"event: {name}\ndata: ".encode() + msgspec.json.encode(value) + b"\n\n"
+
+    return Stream(
+        encoded(), media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"}
+    )
+
+
+async def unless_gone(request: AnyRequest, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client hangs up."""
+
+    async def hung_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(hung_up())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        watch.cancel()
+        task.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+class ClientGone(ConnectionAbortedError):
+    """The client hung up before its answer was finished; nobody reads what is answered."""
+
+
+HANDLERS = (ask, find, documents, document, behind, reconcile, status, live, ready, exposition)

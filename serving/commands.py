@@ -1,0 +1,252 @@
+"""`twin search`, `twin ask` and `twin documents`: questions to the running app from a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from corpus.settings import Settings
+
+PAGE = 1000
+FILTERS = ("author", "category", "platform", "language", "since", "until")
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add this package's commands; each sets `handler`, a function of (arguments, settings) to the exit code."""
+    search = subparsers.add_parser("search", help="Show the passages that fit a question best.")
+    search.add_argument("question", metavar="QUESTION")
+    search.add_argument("--limit", type=int, default=10, metavar="N", help="how many passages (default 10)")
+    _add_filters(search)
+    _finish(search, show_search)
+
+    ask = subparsers.add_parser("ask", help="Answer a question from the documents, with citations.")
+    ask.add_argument("question", metavar="QUESTION")
+    ask.add_argument("--limit", type=int, default=6, metavar="N", help="how many passages to answer from (default 6)")
+    _add_filters(ask)
+    _finish(ask, show_answer)
+
+    documents = subparsers.add_parser("documents", help="List, show or delete documents.")
+    actions = documents.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="List the documents and their state.")
+    for name in ("author", "category", "platform", "state"):
+        listing.add_argument(f"--{name}", metavar=name.upper())
+    _finish(listing, list_documents)
+    show = actions.add_parser("show", help="Show one document as it is indexed.")
+    show.add_argument("id", metavar="ID")
+    _finish(show, show_document)
+    delete = actions.add_parser("delete", help="Delete documents from the warehouse, and so from everywhere.")
+    delete.add_argument("ids", nargs="+", metavar="ID")
+    _finish(delete, delete_documents)
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--author", metavar="NAME")
+    parser.add_argument("--category", metavar="C", help="article, post or code")
+    parser.add_argument("--platform", metavar="P")
+    parser.add_argument("--language", metavar="L", help="of the text (en) or of the code (python)")
+    parser.add_argument("--since", metavar="DATE", help="published in or after 2024, 2024-05 or 2024-05-31")
+    parser.add_argument("--until", metavar="DATE", help="published in or before")
+
+
+def _finish(parser: argparse.ArgumentParser, handler: Callable[[argparse.Namespace, Settings], int]) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    parser.set_defaults(handler=handler)
+
+
+def show_search(arguments: argparse.Namespace, settings: Settings) -> int:
+    from serving.client import call
+
+    body = {"question": arguments.question, "limit": arguments.limit, **_given(arguments)}
+    return _answered(
+        lambda: call(settings, "POST", "/api/search", body), arguments, lambda hits: _hits(hits, arguments.question)
+    )
+
+
+def show_answer(arguments: argparse.Namespace, settings: Settings) -> int:
+    from serving.client import AppRefused, AppUnavailable, call, events
+
+    body = {"question": arguments.question, "limit": arguments.limit, "filters": _given(arguments)}
+    if arguments.json:
+        return _answered(lambda: call(settings, "POST", "/api/ask", body), arguments, lambda answer: "")
+    try:
+        for name, value in events(settings, "/api/ask", body):
+            if name == "token":
+                sys.stdout.write(_printable(value["text"]))
+                sys.stdout.flush()
+            elif name == "done":
+                sys.stdout.write(_below_answer(value))
+    except (AppRefused, AppUnavailable) as error:
+        return _failed(error)
+    return 0
+
+
+def list_documents(arguments: argparse.Namespace, settings: Settings) -> int:
+    from serving.client import call
+
+    chosen = {name: getattr(arguments, name) for name in ("author", "category", "platform", "state")}
+
+    def everything() -> list[dict[str, Any]]:
+        rows: dict[str, dict[str, Any]] = {}
+        offset = 0
+        while True:
+            page = call(settings, "GET", "/api/documents", query={**chosen, "limit": PAGE, "offset": offset})
+            # A document that is ingested meanwhile moves the others on: one seen twice is listed once.
+            rows.update((row["document_id"], row) for row in page["items"])
+            offset += PAGE
+            if offset >= page["total"]:
+                return list(rows.values())
+
+    return _answered(everything, arguments, _table)
+
+
+def show_document(arguments: argparse.Namespace, settings: Settings) -> int:
+    from urllib.parse import quote
+
+    from serving.client import call
+
+    return _answered(
+        lambda: call(settings, "GET", f"/api/documents/{quote(arguments.id, safe='')}"), arguments, _document
+    )
+
+
+def delete_documents(arguments: argparse.Namespace, settings: Settings) -> int:
+    from corpus import warehouse
+
+    try:
+        with warehouse.connect(settings) as documents:
+            deleted = documents.delete(arguments.ids)
+    except ConnectionError as error:
+        return _failed(error)
+    unknown = [id for id in dict.fromkeys(arguments.ids) if id not in deleted]
+    if arguments.json:
+        _print_json({"deleted": sorted(deleted), "unknown": unknown})
+    elif deleted:
+        sys.stdout.write(f"deleted {_count(len(deleted), 'document')}\n")
+    if unknown:
+        sys.stderr.write(
+            f"no document has the id {', '.join(map(_printable, unknown))}: `twin documents list` shows them\n"
+        )
+        return 1
+    return 0
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, str]:
+    return {name: value for name in FILTERS if (value := getattr(arguments, name))}
+
+
+def _answered(ask: Callable[[], Any], arguments: argparse.Namespace, told: Callable[[Any], str]) -> int:
+    from serving.client import AppRefused, AppUnavailable
+
+    try:
+        answer = ask()
+    except (AppRefused, AppUnavailable) as error:
+        return _failed(error)
+    if arguments.json:
+        _print_json(answer)
+    else:
+        sys.stdout.write(told(answer))
+    return 0
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
+    sys.stdout.write("\n")
+
+
+def _failed(error: Exception) -> int:
+    sys.stderr.write(f"{_printable(str(error))}\n")
+    return 1
+
+
+def _hits(hits: Sequence[Mapping[str, Any]], question: str) -> str:
+    if not hits:
+        return "nothing found\n"
+    return "\n".join(
+        f"{_bold(f'{n:>2}. {_title(hit)}')}\n"
+        f"    {_excerpt(hit['text'], question)}\n"
+        f"    {_faint(_printable(hit['url']))}\n"
+        for n, hit in enumerate(hits, 1)
+    )
+
+
+def _excerpt(text: str, question: str, width: int = 240) -> str:
+    """About `width` characters of the text around the longest word of the question that it holds, its words marked."""
+    import re
+
+    plain = _printable(" ".join(text.split()))
+    words = sorted(set(re.findall(r"\w{3,}", question)), key=lambda word: (-len(word), word))
+    spots = [match.start() for word in words if (match := re.search(re.escape(word), plain, re.IGNORECASE))]
+    start = max(0, (spots[0] if spots else 0) - width // 3)
+    start = plain.rfind(" ", 0, start) + 1 if start else 0
+    end = len(plain) if len(plain) - start <= width else plain.rfind(" ", start, start + width)
+    end = end if end > start else start + width
+    shown = ("… " if start else "") + plain[start:end] + (" …" if end < len(plain) else "")
+    if not words:
+        return shown
+    return re.sub("|".join(map(re.escape, words)), lambda match: _bold(match[0]), shown, flags=re.IGNORECASE)
+
+
+def _below_answer(answer: Mapping[str, Any]) -> str:
+    lines = ["\n"]
+    if answer.get("notice"):
+        lines.append(f"\n{_faint(_printable(answer['notice']))}\n")
+    for citation in answer["citations"]:
+        lines.append(f"\n[{citation['n']}] {_bold(_title(citation))}\n    {_faint(_printable(citation['url']))}\n")
+        if answer["mode"] == "generated":
+            lines.append(f"    “{_printable(' '.join(citation['quote'].split()))}”\n")
+    return "".join(lines)
+
+
+def _title(row: Mapping[str, Any]) -> str:
+    return _printable(" › ".join((row["title"], *row.get("heading_path", ()))))
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "no documents: `twin ingest SOURCE` brings some in\n"
+    widths = {"id": 36, "state": 8, "chunks": 6}
+    lines = [
+        _bold(f"{'ID':<{widths['id']}}  {'STATE':<{widths['state']}}  {'CHUNKS':>{widths['chunks']}}  TITLE") + "\n"
+    ]
+    for row in rows:
+        title = _printable(row["title"])
+        reason = f"  ({_printable(row['reason'])})" if row.get("reason") else ""
+        lines.append(f"{row['document_id']:<36}  {row['state']:<8}  {row['chunks']:>6}  {title[:80]}{reason}\n")
+    return "".join(lines) + _count(len(rows), "document") + "\n"
+
+
+def _document(document: Mapping[str, Any]) -> str:
+    about = (
+        ("id", document["document_id"]),
+        ("url", document["url"]),
+        ("author", document["author"]),
+        ("category", f"{document['category']} on {document['platform']}"),
+        ("state", document["state"] + (f": {document['reason']}" if document.get("reason") else "")),
+        ("version", document["version"]),
+        ("crawled", document["crawled_at"]),
+        ("chunks", len(document["chunks"])),
+    )
+    head = "".join(f"{name:<9} {_printable(str(value))}\n" for name, value in about)
+    return f"{_bold(_printable(document['title']))}\n{head}\n{_printable(document['text'])}\n"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _printable(text: str) -> str:
+    """The text without control characters: a document never moves the cursor or colours of a reader's terminal."""
+    return "".join(char for char in text if char.isprintable() or char in "\n\t")
+
+
+def _bold(text: str) -> str:
+    return f"\x1b[1m{text}\x1b[0m" if sys.stdout.isatty() else text
+
+
+def _faint(text: str) -> str:
+    return f"\x1b[2m{text}\x1b[0m" if sys.stdout.isatty() else text

@@ -1,0 +1,123 @@
+"""The twin for clients of OpenAI's chat completions, with the citations in an extension field.
+
+Source: OpenAI API reference, chat completions (create, streaming) and models.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
+
+import msgspec
+from litestar import Response, get, post
+from litestar.exceptions import NotFoundException
+from litestar.params import FromPath, JSONBody
+from litestar.response import Stream
+
+from corpus.index import Filters
+from corpus.prompts import Message
+from serving.answering import Answer, Event, Finished, Token, answering, complete
+from serving.api import ASK_PASSAGES, AnyRequest, Counted, Given, counted, unless_gone
+from serving.retrieval import InvalidQuestion, checked_question
+
+MODEL = "twin"
+
+
+class ContentPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of a message; only text is read."""
+
+    type: str
+    text: str = ""
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A message; `content` is text or a list of pieces of text."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | tuple[ContentPart, ...] | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, tuple):
+            return "".join(part.text for part in self.content if part.type == "text")
+        return self.content or ""
+
+
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of a request; sampling options are the served model's own affair."""
+
+    messages: Annotated[tuple[ChatMessage, ...], msgspec.Meta(min_length=1)]
+    model: str = MODEL
+    stream: bool = False
+
+
+@post("/v1/chat/completions", status_code=200, summary="OpenAI-compatible chat, with citations")
+async def chat_completions(
+    data: JSONBody[ChatRequest], request: AnyRequest, parts: Given, metrics: Counted
+) -> Response[Any]:
+    """The last message is the question, which must be the user's; the turns before it are the history."""
+    if data.messages[-1].role != "user":
+        raise InvalidQuestion("the last message must be the user's question")
+    question = checked_question(data.messages[-1].text, parts.settings.max_question_characters)
+    history: list[Message] = [
+        {"role": "user" if each.role == "user" else "assistant", "content": each.text}
+        for each in data.messages[:-1]
+        if each.role in ("user", "assistant")
+    ]
+    given = (parts, question, Filters(), ASK_PASSAGES, history)
+    about = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": MODEL}
+    if data.stream:
+        events = counted(answering(*given), metrics)
+        return Stream(_chunks(events, about), media_type="text/event-stream", headers={"cache-control": "no-store"})
+    answer = await unless_gone(request, complete(*given))
+    metrics.answers.labels(answer.mode).inc()
+    message = {"role": "assistant", "content": answer.answer}
+    choice = {"index": 0, "message": message, "finish_reason": _finish_reason(answer), "logprobs": None}
+    return Response({**about, "object": "chat.completion", "choices": [choice], **_extension(answer)})
+
+
+async def _chunks(events: AsyncGenerator[Event], about: dict[str, Any]) -> AsyncGenerator[bytes]:
+    def chunk(delta: dict[str, str], finish: str | None = None, **more: Any) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        body = {**about, "object": "chat.completion.chunk", "choices": [choice], **more}
+        return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+    yield chunk({"role": "assistant", "content": ""})
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case Token(text):
+                    yield chunk({"content": text})
+                case Finished(answer):
+                    yield chunk({}, _finish_reason(answer), **_extension(answer))
+    yield b"data: [DONE]\n\n"
+
+
+def _finish_reason(answer: Answer) -> str:
+    return "length" if answer.partial else "stop"
+
+
+def _extension(answer: Answer) -> dict[str, Any]:
+    return {"citations": answer.citations, "mode": answer.mode, "notice": answer.notice}
+
+
+@get("/v1/models", summary="The one model that there is to talk to")
+async def models() -> dict[str, Any]:
+    return {"object": "list", "data": [_model()]}
+
+
+@get("/v1/models/{name:str}", summary="The model of that name")
+async def model(name: FromPath[str]) -> dict[str, Any]:
+    if name != MODEL:
+        raise NotFoundException(f"there is no model {name!r}: the one model is {MODEL!r}")
+    return _model()
+
+
+def _model() -> dict[str, Any]:
+    return {"id": MODEL, "object": "model", "created": 0, "owned_by": "llm-twin"}
+
+
+HANDLERS = (chat_completions, models, model)

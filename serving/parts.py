@@ -1,0 +1,56 @@
+"""What the app is made of: everything it depends on is handed to it in one value."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+
+from corpus.index import Index
+from corpus.prompts import Message
+from corpus.settings import Settings
+
+if TYPE_CHECKING:
+    from corpus.warehouse import Stamp
+
+
+class Embedder(Protocol):
+    """Texts to unit vectors, float32 of shape (texts, dimensions); blocks while it computes."""
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+
+
+class Warehouse(Protocol):
+    """The reading side of the warehouse that the app needs; blocks. Raises ConnectionError when it is away."""
+
+    def stamps(self) -> Iterable[Stamp]: ...
+
+
+class LanguageModel(Protocol):
+    """A chat model by address: `stream` yields pieces of text; raises `serving.language_model.LanguageModelError`."""
+
+    def stream(self, messages: Sequence[Message]) -> AsyncGenerator[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The dependencies of the app.
+
+    `status`: what `twin status` shows; `reconcile`: compare warehouse and index now, answering what was done; `checks`:
+    by part name, a function that raises when that part is not ready (the index is always checked); `registry`: where
+    the dataflow registers metrics of its own before the app starts. All functions may block: they run in threads.
+    """
+
+    settings: Settings
+    index: Index
+    embedder: Embedder
+    warehouse: Warehouse
+    status: Callable[[], Mapping[str, Any]]
+    language_model: LanguageModel | None = None
+    reconcile: Callable[[], Mapping[str, Any]] | None = None
+    checks: Mapping[str, Callable[[], object]] = field(default_factory=dict)
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)

@@ -1,0 +1,174 @@
+"""Which sentences answer a question: spans of a text, scored by the words they share and by meaning. Pure.
+
+Every span is given by its offsets, so a quotation is its document's text letter for letter.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+MAX_QUOTE = 700
+_WORDS = re.compile(r"\w+(?:['’]\w+)?")
+_SUFFIX = re.compile(r"(?:['’]s|ing|ied|ies|ed|es|s|ly)$")
+_FENCE = re.compile(r"\s*(```|~~~)")
+_MARKER = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)]|>+)\s+")
+_NOT_PROSE = re.compile(r"\s*(?:#{1,6}\s|[-=*_|:\s]+$)")
+_SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]*_]*\s+(?=["'“‘(\[*_]*(\w))|[。！？]\s*""")
+_ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|Dr|Mr|Mrs|Ms|Prof|Fig|No|St|approx)|\b[A-Z])\.$")
+STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        a about after all also an and any are as at be because been before being between both but by can could did
+        do does doing down during each few for from further had has have having he her here hers him his how i if in
+        into is it its itself just me more most my no nor not now of off on once only or other our out over own say
+        says same she should so some such tell than that the their them then there these they this those through to
+        too under until up us very was we were what when where which while who whom why will with would you your
+        """,
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A sentence, list item or short piece of code: `text[start:end]`."""
+
+    start: int
+    end: int
+
+
+def terms(text: str) -> list[str]:
+    """The words of a text in the form in which they are compared: folded case, common English endings off."""
+    return [_stem(word) for word in _WORDS.findall(text.casefold())]
+
+
+def content_terms(question: str) -> list[str]:
+    """The distinct words that a question is about, in order; all of its words if it has only common ones."""
+    words = _WORDS.findall(question.casefold())
+    telling = [word for word in words if word not in STOP_WORDS] or words
+    return list(dict.fromkeys(map(_stem, telling)))
+
+
+def _stem(word: str) -> str:
+    stem = _SUFFIX.sub("", word) if len(word) > 4 else word
+    return stem if len(stem) >= 3 else word
+
+
+def sentences(text: str, start: int = 0, end: int | None = None) -> list[Span]:
+    """The sentences within `text[start:end]`: list items apart, headings left out, code whole, none over MAX_QUOTE."""
+    end = len(text) if end is None else end
+    return [piece for begin, stop, prose in _blocks(text, start, end) for piece in _pieces(text, begin, stop, prose)]
+
+
+def _blocks(text: str, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """Paragraphs, list items and code blocks as (start, end, whether it is prose)."""
+    block: int | None = None
+    fence: str | None = None
+    position = start
+    while position < end:
+        stop = text.find("\n", position, end)
+        stop = end if stop < 0 else stop
+        line = text[position:stop]
+        opened = _FENCE.match(line)
+        if fence:
+            if opened and opened[1] == fence:
+                if block is not None:
+                    yield block, position, False
+                block = fence = None
+            elif block is None and line.strip():
+                block = position
+        elif opened or not line.strip() or _NOT_PROSE.match(line):
+            if block is not None:
+                yield block, position, True
+            block, fence = None, opened[1] if opened else None
+        elif marker := _MARKER.match(line):
+            if block is not None:
+                yield block, position, True
+            block = position + marker.end()
+        elif block is None:
+            block = position
+        position = stop + 1
+    if block is not None:
+        yield block, end, fence is None
+
+
+def _pieces(text: str, start: int, end: int, prose: bool) -> Iterator[Span]:
+    begin = start
+    if prose:
+        for match in _SENTENCE_END.finditer(text, start, end):
+            following = match[1]
+            if following and (following.islower() or _ABBREVIATION.search(text, begin, match.start() + 1)):
+                continue
+            yield from _within_limit(text, begin, match.end())
+            begin = match.end()
+    yield from _within_limit(text, begin, end)
+
+
+def _within_limit(text: str, start: int, end: int) -> Iterator[Span]:
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    while end - start > MAX_QUOTE:
+        reach = start + MAX_QUOTE
+        cut = max(text.rfind("\n", start + 1, reach), text.rfind(" ", start + 1, reach))
+        cut = cut if cut > start else reach
+        yield Span(start, cut)
+        start = cut
+        while start < end and text[start].isspace():
+            start += 1
+    if start < end:
+        yield Span(start, end)
+
+
+def rarities(documents: Sequence[Sequence[str]]) -> dict[str, float]:
+    """How much each term tells apart among these texts (the inverse document frequency of BM25, never negative)."""
+    frequency = Counter(term for document in documents for term in set(document))
+    return {term: math.log(1 + (len(documents) - n + 0.5) / (n + 0.5)) for term, n in frequency.items()}
+
+
+def coverage(
+    question: Sequence[str], sentence: Sequence[str], around: Sequence[str], rarity: dict[str, float]
+) -> float:
+    """The share (0 to 1) of the question's information found in a sentence; words of its headings count a third.
+
+    A question's word that is nowhere weighs the most: a sentence cannot seem to answer it.
+    """
+    unseen = max(rarity.values(), default=1.0)
+    own, near = set(sentence), set(around)
+    total = sum(rarity.get(term, unseen) for term in question)
+    found = sum(rarity.get(term, 0.0) * (1.0 if term in own else 1 / 3 if term in near else 0.0) for term in question)
+    return found / total if total else 0.0
+
+
+def selected(
+    scores: Sequence[float], held: Sequence[frozenset[str]], rarity: dict[str, float], limit: int
+) -> list[int]:
+    """Indices of up to `limit` sentences, best first: each good in itself and adding words that the others lack.
+
+    `held`: the question's terms that each sentence holds. The sentence with the rarest of them is always among them.
+    """
+    if not scores:
+        return []
+    best = max(scores)
+    chosen: list[int] = []
+    covered: set[str] = set()
+    everything = sum(rarity.get(term, 0.0) for term in frozenset().union(*held)) or 1.0
+    rarest = max(frozenset().union(*held), key=lambda term: (rarity.get(term, 0.0), term), default=None)
+    if rarest is not None:
+        first = max((i for i, has in enumerate(held) if rarest in has), key=lambda i: (scores[i], -i))
+        chosen, covered = [first], set(held[first])
+    while len(chosen) < limit:
+        rest = [i for i in range(len(scores)) if i not in chosen and scores[i] >= 0.6 * best]
+        gains = {i: scores[i] + sum(rarity.get(term, 0.0) for term in held[i] - covered) / everything for i in rest}
+        # What says nothing new must be nearly as good as the best to be worth a reader's time.
+        worth = [i for i in rest if held[i] - covered or scores[i] >= 0.85 * best]
+        if not worth:
+            break
+        chosen.append(max(worth, key=lambda i: (gains[i], -i)))
+        covered |= held[chosen[-1]]
+    return sorted(chosen, key=lambda i: (-scores[i], i))

@@ -1,0 +1,102 @@
+"""Sentences are cut where a reader would cut them, and the ones that answer are chosen."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.quoting import MAX_QUOTE, content_terms, coverage, rarities, selected, sentences, terms
+
+MARKDOWN = st.lists(
+    st.sampled_from(
+        [
+            "# Head\n",
+            "\n",
+            "A sentence. ",
+            "Another one!\n",
+            "- item\n",
+            "```\n",
+            "code.x = 1\n",
+            "| a | b |\n",
+            "“Said.” ",
+        ]
+    )
+    | st.text(max_size=40),
+    max_size=30,
+).map("".join)
+
+
+def cut(text: str) -> list[str]:
+    return [text[span.start : span.end] for span in sentences(text)]
+
+
+def test_prose_is_cut_at_sentences_and_never_at_abbreviations() -> None:
+    text = "Lamps burn oil, e.g. Colza. Dr. Hale lit them at 4.5 metres!  “Why?” he asked. Nobody\nknew."
+    assert cut(text) == [
+        "Lamps burn oil, e.g. Colza.",
+        "Dr. Hale lit them at 4.5 metres!",
+        "“Why?” he asked.",
+        "Nobody\nknew.",
+    ]
+
+
+def test_headings_and_rules_are_no_sentences_and_list_items_stand_alone() -> None:
+    assert cut("# Title\n\nFirst.\n\n---\n- one item\n- another item\n1. third") == [
+        "First.",
+        "one item",
+        "another item",
+        "third",
+    ]
+
+
+def test_code_is_kept_whole() -> None:
+    assert cut("Run it:\n\n```python\nx = f(1). Y = 2\n\nz = 3\n```\n\nDone.") == [
+        "Run it:",
+        "x = f(1). Y = 2\n\nz = 3",
+        "Done.",
+    ]
+
+
+@given(MARKDOWN, st.integers(0, 50))
+@settings(deadline=None)
+def test_spans_are_ordered_disjoint_trimmed_and_within_the_limits(text: str, start: int) -> None:
+    start = min(start, len(text))
+    spans = sentences(text, start)
+    assert all(span.start >= start and 0 < span.end - span.start <= MAX_QUOTE for span in spans)
+    assert all(text[span.start : span.end] == text[span.start : span.end].strip() for span in spans)
+    assert all(before.end <= after.start for before, after in pairwise(spans))
+
+
+def test_a_sentence_longer_than_a_quotation_is_cut_between_words() -> None:
+    text = "word " * 400
+    pieces = cut(text)
+    assert len(pieces) > 1
+    assert " ".join(pieces).split() == text.split()
+
+
+def test_words_compare_without_case_and_common_endings() -> None:
+    assert terms("Stations reported") == terms("station reports")
+    assert content_terms("What does the ZQbacedi station report?") == ["zqbacedi", "station", "report"]
+
+
+@given(st.text("bcdfg", min_size=4, max_size=8), st.lists(st.text("hijkl ", min_size=1), min_size=1, max_size=12))
+@settings(deadline=None)
+def test_the_sentence_with_the_rare_word_of_the_question_is_always_chosen(rare: str, others: list[str]) -> None:
+    texts = [f"the station {other} reports" for other in others]
+    texts.insert(len(texts) // 2, f"the zq{rare} station says little")
+    held_terms = [terms(text) for text in texts]
+    asked = content_terms(f"What does the zq{rare} station report?")
+    rarity = rarities(held_terms)
+    scores = [coverage(asked, words, (), rarity) for words in held_terms]
+    held = [frozenset(asked) & frozenset(words) for words in held_terms]
+    chosen = selected(scores, held, rarity, 3)
+    assert texts.index(f"the zq{rare} station says little") in chosen
+
+
+def test_coverage_is_a_share_that_an_unknown_word_keeps_low() -> None:
+    documents = [terms("the station reports rain"), terms("the station reports sun"), terms("nothing else")]
+    rarity = rarities(documents)
+    assert coverage(terms("station reports rain"), documents[0], (), rarity) == 1.0
+    assert coverage(["zqnowhere", *terms("station reports")], documents[0], (), rarity) < 0.6
