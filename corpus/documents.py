@@ -124,7 +124,11 @@ def canonical_url(url: str) -> str:
     path = quote(unquote(parts.path, errors="surrogateescape"), safe="/:@!$&'()*+,;=~-._", errors="surrogateescape")
     if path.endswith("/") and scheme in DEFAULT_PORTS:
         path = path.rstrip("/")
-    kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if not TRACKING_PARAMETERS.match(name)]
+    kept = [
+        (name, value)
+        for name, value in parse_qsl(parts.query, keep_blank_values=True)
+        if not TRACKING_PARAMETERS.match(name)
+    ]
     return urlunsplit((scheme, netloc, path, urlencode(sorted(kept)), ""))
 
 
@@ -140,7 +144,7 @@ def author_identity(name: str) -> str:
 
 
 def content_hash(*fields: Any) -> str:
-    """SHA-256 over the fields in order, as hexadecimal digits. Fields are framed, so moving text between two changes it."""
+    """SHA-256 over the fields in order, in hexadecimal; fields are framed, so text moved between two changes it."""
     plain = [in_milliseconds(value).isoformat() if isinstance(value, datetime) else value for value in fields]
     return hashlib.sha256(msgspec.json.encode(plain)).hexdigest()
 

@@ -172,7 +172,9 @@ class QdrantIndex:
         depth = max(CANDIDATES, 2 * limit)
         dense = self._chunks.nearest([float(value) for value in vector], where, depth)
         words = self._bm25.embed_query(question)
-        sparse = self._chunks.nearest(Sparse(list(words.indices), list(words.values)), where, depth) if words.indices else []
+        sparse = (
+            self._chunks.nearest(Sparse(list(words.indices), list(words.values)), where, depth) if words.indices else []
+        )
         scores = fuse({point.id: point.score for point in dense}, {point.id: point.score for point in sparse})
         owners = {point.id: str(point.payload["document_id"]) for point in (*dense, *sparse)}
         ranked = sorted(scores, key=lambda id: (-scores[id], id))
@@ -210,7 +212,9 @@ class QdrantIndex:
 
     def vectors(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
         """The dense vectors of these chunks, as far as they exist."""
-        return {point.id: point.dense for point in self._chunks.retrieve(chunk_ids, dense=True) if point.dense is not None}
+        return {
+            point.id: point.dense for point in self._chunks.retrieve(chunk_ids, dense=True) if point.dense is not None
+        }
 
     # Writing
 
@@ -219,8 +223,8 @@ class QdrantIndex:
     ) -> None:
         """Make `record` the document's indexed version.
 
-        `chunks` stand in the order of `record.places`; `vectors` has a dense vector for each chunk id that `before` (the
-        ledger's record until now) does not hold; the points of the others are kept.
+        `chunks` stand in the order of `record.places`; `vectors` has a dense vector for each chunk id that `before`
+        (the ledger's record until now) does not hold; the points of the others are kept.
         """
         if record.version is None:
             raise ValueError(f"record of {record.document_id} has no version")
@@ -254,7 +258,9 @@ class QdrantIndex:
 
     def touch(self, record: Record, seen: int, source_hash: str, crawled_at: datetime | None) -> None:
         """The same content was delivered again with version `seen`: remember it, and finish what a crash left."""
-        settled = replace(record, seen=max(seen, record.seen), failure=None, source_hash=source_hash, crawled_at=crawled_at)
+        settled = replace(
+            record, seen=max(seen, record.seen), failure=None, source_hash=source_hash, crawled_at=crawled_at
+        )
         if settled != record:
             payload = msgspec.to_builtins(settled)
             changed = {name: payload[name] for name in ("seen", "failure", "source_hash", "crawled_at")}
@@ -325,7 +331,11 @@ def open_index(settings: Settings, generation: str, dimensions: int) -> QdrantIn
 
     Raises GenerationMismatch if it was built with another model or recipe, IndexUnavailable if it cannot be reached.
     """
-    return _open_server(settings, generation, dimensions) if settings.qdrant_url else _open_edge(settings, generation, dimensions)
+    return (
+        _open_server(settings, generation, dimensions)
+        if settings.qdrant_url
+        else _open_edge(settings, generation, dimensions)
+    )
 
 
 class _Current(msgspec.Struct):
@@ -388,7 +398,9 @@ def server_index(client: Any, name: str, generation: str, dimensions: int) -> Qd
     id = str(ledger.retrieve([identity])[0].payload["id"])
     client.update_collection_aliases(
         [
-            models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=collection, alias_name=f"{name}-{part}"))
+            models.CreateAliasOperation(
+                create_alias=models.CreateAlias(collection_name=collection, alias_name=f"{name}-{part}")
+            )
             for part, collection in collections.items()
             if f"{name}-{part}" not in aliases
         ]
@@ -399,7 +411,7 @@ def server_index(client: Any, name: str, generation: str, dimensions: int) -> Qd
 def _check_generation(current: str, wanted: str, remedy: str) -> None:
     if current != wanted:
         raise GenerationMismatch(
-            f"the index was built as {current}, the settings ask for {wanted} (another embedding model or recipe): {remedy}"
+            f"the index was built as {current}, the settings ask for {wanted} (another model or recipe): {remedy}"
         )
 
 
@@ -466,9 +478,7 @@ def author_keys(name: str, id: str) -> list[str]:
 
 def _where(filters: Filters) -> Where:
     equals: dict[str, str | list[str]] = {
-        name: value
-        for name in ("category", "platform", "language")
-        if (value := getattr(filters, name)) is not None
+        name: value for name in ("category", "platform", "language") if (value := getattr(filters, name)) is not None
     }
     if filters.author is not None:
         equals["author_key"] = " ".join(filters.author.casefold().split())
@@ -487,5 +497,6 @@ def _milliseconds(moment: datetime) -> int:
 def places(chunk_ids: Iterable[str], chunks: Iterable[Chunk]) -> tuple[Place, ...]:
     """Chunks with their ids as a record holds them."""
     return tuple(
-        Place(chunk_id, chunk.start, chunk.end, chunk.heading_path) for chunk_id, chunk in zip(chunk_ids, chunks, strict=True)
+        Place(chunk_id, chunk.start, chunk.end, chunk.heading_path)
+        for chunk_id, chunk in zip(chunk_ids, chunks, strict=True)
     )

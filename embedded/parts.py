@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import sys
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from corpus.settings import Settings, without_password
 from embedded import log
 from embedded.mongodb import connection_string
+from ingestion.capture import CaptureStatus, read_status, status_file
 
 PREFERRED_PORT = 8787
 
@@ -56,19 +57,23 @@ def log_part(port: int) -> Part:
     )
 
 
-def capture_part(home: Path, address: str) -> Part:
-    status = home / "capture.json"
+def capture_part(settings: Settings) -> Part:
+    status = status_file(settings)
 
     def command() -> list[str]:
+        # What the process before wrote says nothing about this one.
         status.unlink(missing_ok=True)
         return [sys.executable, "-m", "embedded.capture", "--status", str(status)]
 
+    def told() -> CaptureStatus:
+        return read_status(status, "", datetime.now(UTC))
+
     return Part(
         name="capture",
-        address=address,
+        address=f"debezium:{settings.database}",
         command=command,
-        ready=lambda: capture_status(status).get("state") == "running",
-        reason=lambda: capture_status(status).get("reason"),
+        ready=lambda: told().state == "running",
+        reason=lambda: told().reason,
     )
 
 
@@ -79,14 +84,6 @@ def app_part(address: str) -> Part:
         command=lambda: [sys.executable, "-m", "embedded.cli", "serve", "--stream"],
         ready=lambda: answers(f"{address}/health/ready"),
     )
-
-
-def capture_status(path: Path) -> dict[str, str | None]:
-    """What the capture process last wrote of itself; {} before it did."""
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError):
-        return {}
 
 
 def accepts(port: int) -> bool:
@@ -120,7 +117,9 @@ def app_port(settings: Settings) -> int:
     """The port for the app: the one that was asked for, else the preferred one, else any that is free."""
     if settings.port:
         if _taken(settings.host, settings.port):
-            raise PortTaken(f"port {settings.port} of {settings.host} is in use: stop what uses it, or set TWIN_PORT to another")
+            raise PortTaken(
+                f"port {settings.port} of {settings.host} is in use: stop what uses it, or set TWIN_PORT to another"
+            )
         return settings.port
     if settings.port is None and not _taken(settings.host, PREFERRED_PORT):
         return PREFERRED_PORT

@@ -111,7 +111,7 @@ class Supervisor:
 
     def _start_capture(self) -> None:
         if self.settings.connect_url is None:
-            self._add(capture_part(self.settings.home, f"engine of {self._resolved().database}"))
+            self._add(capture_part(self.settings))
             self._start("capture")
             return
         self._given["capture"] = self.settings.connect_url
@@ -143,14 +143,18 @@ class Supervisor:
                     env=self._environment(running.part),
                     # Ctrl-C reaches a terminal's whole group; the parts are stopped in order, by us.
                     start_new_session=True,
-                    preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - this process has one thread
+                    preexec_fn=_die_with_parent(os.getpid()),
                 )
             running.started, running.ready_at = time.monotonic(), None
         self._tell()
 
     def _environment(self, part: Part) -> dict[str, str]:
         given = part.environment()
-        return {**(os.environ if given is None else given), "TWIN_HOME": str(self.settings.home), "PYTHONUNBUFFERED": "1"}
+        return {
+            **(os.environ if given is None else given),
+            "TWIN_HOME": str(self.settings.home),
+            "PYTHONUNBUFFERED": "1",
+        }
 
     def _until_ready(self, *names: str) -> None:
         deadline = time.monotonic() + START_TIMEOUT
@@ -177,7 +181,7 @@ class Supervisor:
 
     def _register(self) -> None:
         from corpus.warehouse import connect
-        from ingestion.capture import connector_configuration, connector_name, register
+        from ingestion.capture import connect_configuration, register
 
         resolved = self._resolved()
         warehouse = connect(resolved)
@@ -185,7 +189,7 @@ class Supervisor:
             identity = warehouse.identity()
         finally:
             warehouse.close()
-        register(resolved.connect_url or "", connector_name(identity), connector_configuration(resolved, identity))
+        register(resolved.connect_url or "", connect_configuration(resolved, identity))
 
     def _resolved(self) -> Settings:
         """The settings with the addresses of what was started."""

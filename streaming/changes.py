@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 import msgspec
 from bson import json_util
 
-from corpus.documents import Document, InvalidDocument, from_record, source_version
+from corpus.documents import Document, from_record, source_version
 
 WAREHOUSE_HEADER = "twin.warehouse"
 UPSERTS = {"r": "snapshot", "c": "create", "u": "update"}
@@ -85,10 +85,13 @@ Change = Upsert | Delete
 Event = Upsert | Delete | Ignored | DeadLetter
 
 
+Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_000)]
+
+
 class _Source(msgspec.Struct):
-    ts_ms: int
-    ord: int | None = 0
-    wallTime: int | None = None  # noqa: N815 - the name in Debezium's envelope
+    ts_ms: Milliseconds
+    ord: Annotated[int, msgspec.Meta(ge=0)] | None = 0
+    wallTime: Milliseconds | None = None  # noqa: N815 - the name in Debezium's envelope
 
 
 class _Envelope(msgspec.Struct):
@@ -128,11 +131,15 @@ def decode(message: Message, warehouse: str) -> Event:
     try:
         record = json_util.loads(envelope.after, json_options=JSON_OPTIONS)
     except Exception as error:  # extended JSON holds a stranger's bytes, and its parser's errors have no common class
-        return DeadLetter(message, "decode", f"the document is not MongoDB's extended JSON: {error}", document_id, version)
+        return DeadLetter(
+            message, "decode", f"the document is not MongoDB's extended JSON: {error}", document_id, version
+        )
+    if not isinstance(record, dict):
+        return DeadLetter(message, "decode", "the document is not an object", document_id, version)
     source_hash = str(record.get("content_hash"))
     try:
         document = from_record(record)
-    except InvalidDocument as error:
+    except (ValueError, OverflowError) as error:  # InvalidDocument is one; a lone surrogate raises another
         return DeadLetter(message, "validate", str(error), document_id, version, source_hash)
     return Upsert(message, version, document, source_hash, None if envelope.op == "r" else _committed_at(envelope))
 
@@ -165,7 +172,7 @@ def _document_id(key: bytes | None) -> str:
 def _committed_at(envelope: _Envelope) -> datetime | None:
     # The wall time has milliseconds; the cluster time, whole seconds, would make every freshness wrong by up to one.
     moment = envelope.source.wallTime
-    return datetime.fromtimestamp(moment / 1000).astimezone() if moment else None
+    return datetime.fromtimestamp(moment / 1000, UTC) if moment else None
 
 
 def _warehouse_name(header: bytes) -> str:

@@ -31,6 +31,10 @@ POLL_SECONDS = 0.05
 COMMIT_SECONDS = 10.0
 LARGEST_MESSAGE = 64 * 1024 * 1024
 SCHEMA_VERSION = ("schema-version", b"1")
+DOCUMENT_FIELDS = (
+    *("document_id", "version", "category", "platform", "author", "author_id", "url", "title", "language"),
+    *("published_at", "crawled_at", "crawl_id", "content_hash", "text"),
+)
 # librdkafka reconnects by itself; these say that it is at it.
 TRANSIENT = frozenset(
     {
@@ -174,7 +178,7 @@ def _received(message: LogMessage) -> Message | None:
         offset=message.offset() or 0,
         key=_bytes(message.key()),
         value=_bytes(message.value()),
-        headers=tuple((name, _bytes(value)) for name, value in message.headers() or ()),
+        headers=tuple((str(header[0]), _bytes(header[1])) for header in message.headers() or ()),
     )
 
 
@@ -292,9 +296,7 @@ def features(outcome: Outcome, log: Log, generation: str) -> list[tuple[str, byt
 
 def _document_message(outcome: Indexed, generation: str) -> dict[str, Any]:
     record = outcome.record
-    names = ("document_id", "version", "category", "platform", "author", "author_id", "url", "title", "language")
-    names += ("published_at", "crawled_at", "crawl_id", "content_hash", "text")
-    return {**{name: getattr(record, name) for name in names}, "generation": generation}
+    return {**{name: getattr(record, name) for name in DOCUMENT_FIELDS}, "generation": generation}
 
 
 def _chunks_message(outcome: Indexed, generation: str) -> dict[str, Any]:

@@ -67,7 +67,9 @@ class Progress:
             readers, committed = list(self._ends), dict(self._committed)
             if not readers:
                 return None
-            return sum(max(0, end - committed.get(partition, 0)) for ends in readers for partition, end in ends().items())
+            return sum(
+                max(0, end - committed.get(partition, 0)) for ends in readers for partition, end in ends().items()
+            )
 
     def freshness(self) -> Freshness:
         with self._lock:

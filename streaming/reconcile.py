@@ -1,6 +1,6 @@
 """Changes that never arrived: found by comparing warehouse and ledger, repaired at the front of the dataflow.
 
-A log that lost its messages, or a resume token that its source no longer knows, leaves deletions that no snapshot tells.
+A log that lost its messages, or a resume token that its source no longer knows, leaves deletions untold.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def reenter(
 ) -> Repaired:
     """Publish the present state of these documents to the changes topic, as capture would have.
 
-    Safe for changes that are on their way after all: the version is the warehouse's clock before its state is read, so a
-    later change has a later version, and the same content again embeds nothing.
+    Safe for changes that are on their way after all: the version is the warehouse's clock before its state is read, so
+    a later change has a later version, and the same content again embeds nothing.
     """
     version = warehouse.cluster_time()
     identity = warehouse.identity()

@@ -42,7 +42,7 @@ class DataflowRunner:
             try:
                 flow = self._build(self._stop)
                 self._progress.report("running", None)
-                cluster_main(flow, [], 0, worker_count_per_proc=self._workers)
+                cluster_main(flow, [], 0, worker_count_per_proc=self._workers)  # type: ignore[no-untyped-call]
             except Exception as error:
                 cause = _root(error)
                 if isinstance(cause, LogLost):

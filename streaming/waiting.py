@@ -162,7 +162,9 @@ def _ends(bootstrap: str, committed: list[TopicPartition], pause: Callable[[floa
 def _told(difference: Disagreement) -> str:
     parts = []
     if difference.behind:
-        parts.append(f"{len(difference.behind)} documents are not yet searchable ({', '.join(difference.behind[:3])}...)")
+        parts.append(
+            f"{len(difference.behind)} documents are not yet searchable ({', '.join(difference.behind[:3])}...)"
+        )
     if difference.leftover:
         parts.append(f"{len(difference.leftover)} deleted documents are still searchable")
     return "; ".join(parts)

@@ -1,0 +1,39 @@
+# Two commands set everything up: `make demo` and `make test`. PYTHON=/path/to/python3.12 chooses the interpreter.
+SHELL := /bin/sh
+BIN := .venv/bin
+
+.PHONY: setup demo up down test test-integration check bench clean
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@$(BIN)/python -m embedded.demo
+
+up: setup
+	@$(BIN)/twin up --detach
+
+down:
+	@if [ -x $(BIN)/twin ]; then $(BIN)/twin down; fi
+
+test: setup-dev
+	$(BIN)/pytest
+
+test-integration: setup-dev
+	$(BIN)/pytest -m integration
+
+check: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup-dev
+	$(BIN)/pytest -m benchmark -s -q
+
+.PHONY: setup-dev
+setup-dev:
+	@scripts/setup dev
+
+clean: down
+	rm -rf .venv .twin
