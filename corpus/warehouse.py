@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 BATCH = 200
 BATCH_BYTES = 8_000_000
+ATTEMPTS = 3
 # MongoDB refuses records above 16 MiB; a change event carries the record and its envelope.
 LARGEST_RECORD = 15_000_000
 MARKS_KEPT = timedelta(hours=1)
@@ -38,7 +41,10 @@ class WarehouseUnavailable(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """A document without its text. `content_hash` and `crawled_at` as the record claims them: together they name one write."""
+    """A document without its text.
+
+    `content_hash` and `crawled_at` are as the record claims them: together they name one write.
+    """
 
     id: str
     content_hash: str
@@ -112,7 +118,7 @@ class Warehouse:
         """The UUID of this very warehouse, made once: a database that was emptied and filled again has another."""
         from pymongo import ReturnDocument
 
-        record: Mapping[str, Any] = self._asked(
+        record = self._asked(
             lambda: self._database["warehouse"].find_one_and_update(
                 {"_id": "identity"},
                 {"$setOnInsert": {"uuid": str(uuid.uuid4())}},
@@ -120,7 +126,7 @@ class Warehouse:
                 return_document=ReturnDocument.AFTER,
             )
         )
-        return str(record["uuid"])
+        return str((record or {})["uuid"])
 
     def cluster_time(self) -> int:
         """The version of now: a write that is acknowledged later has a version that is not smaller.
@@ -131,7 +137,7 @@ class Warehouse:
         stamp = hello.get("lastWrite", {}).get("opTime", {}).get("ts") or hello.get("operationTime")
         if stamp is None:
             raise WarehouseUnavailable(
-                f"MongoDB at {self._address} is not a replica set, so its changes cannot be captured: start it with --replSet"
+                f"MongoDB at {self._address} is no replica set, so no change can be captured: start it with --replSet"
             )
         return source_version(stamp.time, stamp.inc)
 
@@ -182,12 +188,11 @@ class Warehouse:
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete the documents; how many there were."""
-        return sum(
-            self._asked(
-                lambda part=part: self._documents.delete_many({"_id": {"$in": _stored_ids(part)}}).deleted_count
-            )  # type: ignore[misc]
-            for part in _parts(ids, BATCH)
-        )
+        deleted = 0
+        for part in _parts(ids, BATCH):
+            condition = {"_id": {"$in": _stored_ids(part)}}
+            deleted += self._asked(partial(self._documents.delete_many, condition)).deleted_count
+        return deleted
 
     def mark(self, token: str) -> None:
         """Write a mark that capture will carry into the log behind every change acknowledged before; old ones go."""
@@ -204,10 +209,9 @@ class Warehouse:
         from pymongo import ReplaceOne, UpdateOne
 
         latest = {document.id: document for document in documents}
-        stored = {
-            record["_id"]: record.get("content_hash")
-            for record in self._found({"_id": {"$in": list(latest)}}, {"content_hash": 1})
-        }
+        condition = {"_id": {"$in": list(latest)}}
+        found = self._asked(lambda: list(self._documents.find(condition, {"content_hash": 1})))
+        stored = {record["_id"]: record.get("content_hash") for record in found}
         changed = [document for document in latest.values() if stored.get(document.id) != document.content_hash]
         if changed:
             authors = {document.author_id: document.author_name for document in changed}
@@ -219,39 +223,35 @@ class Warehouse:
         return Saved(len(changed) - updated, updated, len(documents) - len(changed))
 
     def _found(self, condition: Mapping[str, Any], fields: Mapping[str, int] | None = None) -> Iterator[dict[str, Any]]:
-        """Records page by page in the order of ids, so that a server that goes away between two pages can be asked again."""
-        from pymongo import ASCENDING
-
-        after: dict[str, Any] = {}
-        while True:
-            paged = {"$and": [condition, after]} if condition and after else {**condition, **after}
-            page = self._asked(
-                lambda paged=paged: list(self._documents.find(paged, fields).sort("_id", ASCENDING).limit(BATCH))  # type: ignore[misc]
-            )
-            yield from page
-            if len(page) < BATCH:
-                return
-            after = {"_id": {"$gt": page[-1]["_id"]}}
+        with self._translated():
+            yield from self._documents.find(condition, fields)
 
     def _asked(self, call: Callable[[], T]) -> T:
         """The call's result; asked again when the connection broke, since every call here may be repeated."""
-        from pymongo.errors import AutoReconnect, PyMongoError, ServerSelectionTimeoutError
+        from pymongo.errors import AutoReconnect, ServerSelectionTimeoutError
 
-        attempts = 3
-        while True:
-            try:
-                return call()
-            except ServerSelectionTimeoutError as error:
-                raise WarehouseUnavailable(
-                    f"MongoDB at {self._address} does not answer: see `twin status`, or check TWIN_MONGODB_URI"
-                ) from error
-            except AutoReconnect as error:
-                attempts -= 1
-                if attempts == 0:
-                    raise WarehouseUnavailable(f"MongoDB at {self._address} breaks off every connection") from error
-                time.sleep(0.1)
-            except PyMongoError as error:
-                raise WarehouseUnavailable(f"MongoDB at {self._address} refused: {str(error)[:300]}") from error
+        with self._translated():
+            for _ in range(ATTEMPTS - 1):
+                try:
+                    return call()
+                except ServerSelectionTimeoutError:
+                    raise
+                except AutoReconnect:
+                    time.sleep(0.1)
+            return call()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        from pymongo.errors import ConnectionFailure, PyMongoError
+
+        try:
+            yield
+        except ConnectionFailure as error:
+            raise WarehouseUnavailable(
+                f"MongoDB at {self._address} does not answer: see `twin status`, or check TWIN_MONGODB_URI"
+            ) from error
+        except PyMongoError as error:
+            raise WarehouseUnavailable(f"MongoDB at {self._address} refused: {str(error)[:300]}") from error
 
 
 def refusal(document: Document) -> str | None:
