@@ -186,7 +186,7 @@ async def document(document_id: FromPath[str], parts: Given) -> Shown:
 
 def known_document(parts: Parts, document_id: str) -> Shown:
     """The document as it is shown. Raises NotFoundException. Blocks."""
-    found = shown(parts.index, parts.warehouse.stamps(), document_id)
+    found = shown(parts.index, parts.warehouse, document_id)
     if found is None:
         raise NotFoundException(f"no document has the id {document_id!r}")
     return found

@@ -117,18 +117,18 @@ def delete_documents(arguments: argparse.Namespace, settings: Settings) -> int:
 
     try:
         with warehouse.connect(settings) as documents:
-            deleted = documents.delete(arguments.ids)
+            known = {stamp.id for stamp in documents.stamps(arguments.ids)}
+            deleted = documents.delete(sorted(known))
     except ConnectionError as error:
         return _failed(error)
-    unknown = [id for id in dict.fromkeys(arguments.ids) if id not in deleted]
+    unknown = [id for id in dict.fromkeys(arguments.ids) if id not in known]
     if arguments.json:
-        _print_json({"deleted": sorted(deleted), "unknown": unknown})
+        _print_json({"deleted": deleted, "unknown": unknown})
     elif deleted:
-        sys.stdout.write(f"deleted {_count(len(deleted), 'document')}\n")
+        sys.stdout.write(f"deleted {_count(deleted, 'document')}\n")
     if unknown:
-        sys.stderr.write(
-            f"no document has the id {', '.join(map(_printable, unknown))}: `twin documents list` shows them\n"
-        )
+        named = ", ".join(map(_printable, unknown))
+        sys.stderr.write(f"no document has the id {named}: `twin documents list` shows them\n")
         return 1
     return 0
 

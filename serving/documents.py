@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from corpus.agreement import State, state
 from corpus.index import Index, Record
+from serving.parts import Warehouse
 
 if TYPE_CHECKING:
     from corpus.warehouse import Stamp
@@ -78,12 +79,12 @@ def listing(stamps: Iterable[Stamp], records: Mapping[str, Record]) -> Iterator[
         )
 
 
-def shown(index: Index, stamps: Iterable[Stamp], document_id: str) -> Shown | None:
+def shown(index: Index, warehouse: Warehouse, document_id: str) -> Shown | None:
     """One document as indexed, or as the warehouse names it while the index has none of it; None if both have none."""
     record = index.records([document_id]).get(document_id)
     record = None if record is not None and record.deleted else record
     live = record if record is not None and record.version is not None else None
-    stamp = next((each for each in stamps if each.id == document_id), None)
+    stamp = next(iter(warehouse.stamps([document_id])), None)
     about = stamp if stamp is not None else live
     if about is None:
         return None

@@ -27,7 +27,7 @@ class Embedder(Protocol):
 class Warehouse(Protocol):
     """The reading side of the warehouse that the app needs; blocks. Raises ConnectionError when it is away."""
 
-    def stamps(self) -> Iterable[Stamp]: ...
+    def stamps(self, ids: Iterable[str] | None = None) -> Iterable[Stamp]: ...
 
 
 class LanguageModel(Protocol):

@@ -8,7 +8,7 @@ import json
 import re
 import uuid
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,23 +20,12 @@ from numpy.typing import NDArray
 
 from corpus.index import Counts, Failure, Filters, Hit, Place, Record
 from corpus.settings import Settings
+from corpus.warehouse import Stamp
 from serving.app import create_app
 from serving.parts import LanguageModel, Parts
 
 CRAWLED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ADDRESS = "http://127.0.0.1:8000"
-
-
-@dataclass(frozen=True)
-class FakeStamp:
-    id: str
-    content_hash: str
-    crawled_at: datetime
-    title: str
-    url: str
-    author: str
-    category: str
-    platform: str
 
 
 class HashingEmbedder:
@@ -136,13 +125,16 @@ def _hits(record: Record) -> list[Hit]:
 
 class MemoryWarehouse:
     def __init__(self) -> None:
-        self.kept: dict[str, FakeStamp] = {}
+        self.kept: dict[str, Stamp] = {}
         self.away = False
 
-    def stamps(self) -> list[FakeStamp]:
+    def stamps(self, ids: Iterable[str] | None = None) -> list[Stamp]:
         if self.away:
             raise ConnectionError("the warehouse cannot be reached: `twin status` shows its parts")
-        return list(self.kept.values())
+        return [stamp for id, stamp in self.kept.items() if ids is None or id in ids]
+
+    def delete(self, ids: Sequence[str]) -> int:
+        return sum(self.kept.pop(id, None) is not None for id in ids)
 
 
 @dataclass
@@ -170,7 +162,7 @@ class Library:
         url = url or f"https://example.org/{title.replace(' ', '-')}"
         id = str(uuid.uuid5(uuid.NAMESPACE_URL, url))
         digest = f"{zlib.crc32(text.encode()):08x}"
-        self.warehouse.kept[id] = FakeStamp(id, digest, crawled_at, title, url, author, category, platform)
+        self.warehouse.kept[id] = Stamp(id, digest, crawled_at, title, url, author, category, platform)
         if indexed:
             self.index.put(
                 Record(
@@ -202,7 +194,7 @@ class Library:
             settings=settings or Settings(),
             index=self.index,
             embedder=self.embedder,
-            warehouse=self.warehouse,  # type: ignore[arg-type]
+            warehouse=self.warehouse,
             status=lambda: {"parts": [], "lag": 0},
             **more,
         )

@@ -1,0 +1,227 @@
+"""The commands speak to a person or a program, over real HTTP, and sit out a restart of the app."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from corpus import warehouse
+from corpus.settings import ADDRESSES, Settings
+from serving import client, commands
+from serving.app import create_app
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@contextmanager
+def running(app: Any, port: int) -> Iterator[str]:
+    """The app behind a real server on this port."""
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", lifespan="on"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def settings(harbour: Any, tmp_path: Path) -> Iterator[Settings]:
+    with running(create_app(harbour.parts()), free_port()) as address:
+        yield Settings(home=tmp_path, app_url=address)
+
+
+def twin(settings: Settings, *arguments: str) -> int:
+    parser = argparse.ArgumentParser("twin")
+    commands.register(parser.add_subparsers())
+    namespace = parser.parse_args(arguments)
+    return int(namespace.handler(namespace, settings))
+
+
+def test_search_shows_passages_to_a_person(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    assert twin(settings, "search", "the zqbacedi tide") == 0
+    out = capsys.readouterr().out
+    assert " 1. Notes on harbours › Notes on harbours › Tides" in out
+    assert "The zqbacedi station reports" in out
+
+
+def test_search_prints_a_list_for_programs(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    assert twin(settings, "search", "zqrimoko bread", "--author", "Jean Bread", "--limit", "1", "--json") == 0
+    hits = json.loads(capsys.readouterr().out)
+    assert [hit["title"] for hit in hits] == ["Bread"]
+
+
+def test_ask_prints_the_answer_and_then_its_sources(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    assert twin(settings, "ask", "What does the zqbacedi station report?") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("“The zqbacedi station reports that the tide")
+    assert "\n[1] Notes on harbours › Notes on harbours › Tides\n    https://example.org/Notes-on-harbours" in out
+    assert twin(settings, "ask", "zqbacedi", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["mode"] == "extractive"
+    assert answer["citations"]
+
+
+def test_documents_are_listed_over_all_pages(
+    settings: Settings, harbour: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(1_100):
+        harbour.add(f"Text {number}", "Short.")
+    assert twin(settings, "documents", "list", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["document_id"] for row in rows} == set(harbour.warehouse.kept)
+    wanted = {"document_id", "url", "title", "author", "category", "platform", "version", "state", "chunks"}
+    assert wanted <= set(rows[0])
+    assert twin(settings, "documents", "list", "--author", "Jean Bread") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 document"
+
+
+def test_a_document_is_shown(settings: Settings, harbour: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    id, record = next(iter(harbour.index.kept.items()))
+    assert twin(settings, "documents", "show", id, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["text"] == record.text
+    assert twin(settings, "documents", "show", id) == 0
+    assert record.text in capsys.readouterr().out
+
+
+def test_an_unknown_document_and_a_bad_date_fail_with_one_sentence(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert twin(settings, "documents", "show", "no-such?id") == 1
+    assert capsys.readouterr().err == "no document has the id 'no-such?id'\n"
+    assert twin(settings, "search", "tide", "--since", "soon") == 1
+    assert capsys.readouterr().err.startswith("since is 'soon': write a date")
+    assert twin(settings, "ask", " ") == 1
+    assert "the question is empty" in capsys.readouterr().err
+
+
+def test_a_document_cannot_write_control_characters_to_the_terminal(
+    settings: Settings, harbour: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harbour.add("Red \x1b[31m title", "zqhostile \x1b]0;owned\x07 text.")
+    twin(settings, "search", "zqhostile")
+    twin(settings, "ask", "zqhostile")
+    twin(settings, "documents", "list")
+    out = capsys.readouterr().out
+    assert "zqhostile" in out
+    assert "\x1b" not in out
+
+
+def test_what_is_deleted_is_counted_and_what_is_unknown_is_named(
+    harbour: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    id = next(iter(harbour.warehouse.kept))
+
+    @contextmanager
+    def connected(settings: Settings) -> Iterator[Any]:
+        yield harbour.warehouse
+
+    monkeypatch.setattr(warehouse, "connect", connected)
+    assert twin(Settings(), "documents", "delete", id, "none-such", "--json") == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"deleted": 1, "unknown": ["none-such"]}
+    assert captured.err.startswith("no document has the id none-such")
+    assert id not in harbour.warehouse.kept
+
+
+def test_a_home_that_is_not_up_says_so_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.monotonic()
+    assert twin(Settings(home=tmp_path), "search", "tide") == 1
+    assert capsys.readouterr().err == "the app of this home is not running: `twin up`\n"
+    assert time.monotonic() - start < 1
+
+
+def test_an_address_where_nobody_answers_is_given_up(tmp_path: Path) -> None:
+    nowhere = Settings(home=tmp_path, app_url=f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(client.AppUnavailable, match="cannot be reached"):
+        client.call(nowhere, "GET", "/api/documents", patience=0.3)
+
+
+def test_a_restart_is_sat_out_even_at_a_new_address(harbour: Any, tmp_path: Path) -> None:
+    old, new = f"http://127.0.0.1:{free_port()}", free_port()
+    (tmp_path / ADDRESSES).write_text(json.dumps({"app_url": old}))
+    settings = Settings(home=tmp_path, app_url=old)
+    got: list[Any] = []
+    asking = threading.Thread(target=lambda: got.append(client.call(settings, "GET", "/api/documents")))
+    asking.start()
+    time.sleep(0.2)
+    with running(create_app(harbour.parts()), new) as address:
+        (tmp_path / ADDRESSES).write_text(json.dumps({"app_url": address}))
+        asking.join(10)
+    assert got[0]["total"] == 2
+
+
+def test_a_home_that_goes_down_meanwhile_is_not_waited_for(tmp_path: Path) -> None:
+    old = f"http://127.0.0.1:{free_port()}"
+    (tmp_path / ADDRESSES).write_text(json.dumps({"app_url": old}))
+    threading.Timer(0.2, (tmp_path / ADDRESSES).unlink).start()
+    with pytest.raises(client.AppUnavailable, match="twin up"):
+        client.call(Settings(home=tmp_path, app_url=old), "GET", "/api/documents", patience=10)
+
+
+def test_a_part_that_is_away_for_a_moment_is_waited_for(settings: Settings, harbour: Any) -> None:
+    harbour.warehouse.away = True
+    threading.Timer(0.3, lambda: setattr(harbour.warehouse, "away", False)).start()
+    assert client.call(settings, "GET", "/api/documents")["total"] == 2
+
+
+def test_the_key_of_the_settings_opens_an_app_for_others(harbour: Any, tmp_path: Path) -> None:
+    keys = Settings(api_keys=("a-key",))
+    with running(create_app(harbour.parts(keys)), free_port()) as address:
+        opened = client.call(Settings(home=tmp_path, app_url=address, api_keys=("a-key",)), "GET", "/api/documents")
+        with pytest.raises(client.AppRefused, match="a key is needed"):
+            client.call(Settings(home=tmp_path, app_url=address), "GET", "/api/documents")
+    assert opened["total"] == 2
+
+
+def test_a_client_that_hangs_up_ends_the_models_work(harbour: Any, scripted: Callable[..., Any]) -> None:
+    import asyncio
+
+    ended = threading.Event()
+
+    class Endless:
+        async def stream(self, messages: Any) -> Any:
+            try:
+                while True:
+                    yield "and "
+                    await asyncio.sleep(0.01)
+            finally:
+                ended.set()
+
+    body = b'{"question": "zqbacedi"}'
+    head = b"POST /api/ask HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+    port = free_port()
+    with running(create_app(harbour.parts(language_model=Endless())), port):
+        for accept in (b"text/event-stream", b"application/json"):
+            ended.clear()
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(head % len(body) + b"accept: " + accept + b"\r\n\r\n" + body)
+                time.sleep(0.3)
+                assert not ended.is_set()
+            assert ended.wait(5), accept
+
+
+def test_nothing_heavy_is_imported_to_register_the_commands() -> None:
+    heavy = {"litestar", "numpy", "http.client", "msgspec"}
+    code = f"import sys, serving.commands; print(sorted(sys.modules.keys() & {heavy!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
