@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
-import socket
 import socketserver
 import sqlite3
 import sys
@@ -31,8 +30,7 @@ class Listener(socketserver.ThreadingTCPServer):
     def __init__(self, port: int, store: Store) -> None:
         super().__init__(("127.0.0.1", port), Connection)
         self.store = store
-        self.server = Server(store, f"127.0.0.1:{self.server_address[1]}")
-        self.open: set[socket.socket] = set()
+        self.commands = Server(store, f"127.0.0.1:{self.server_address[1]}")
 
 
 class Connection(socketserver.StreamRequestHandler):
@@ -42,10 +40,9 @@ class Connection(socketserver.StreamRequestHandler):
     disable_nagle_algorithm = True
 
     def handle(self) -> None:
-        self.server.open.add(self.connection)
         try:
             while (request := read_request(self.rfile.read)) is not None:
-                reply = reply_to(request, respond(self.server.server, request))
+                reply = reply_to(request, respond(self.server.commands, request))
                 if request.answered:
                     self.connection.sendall(reply)
         except InvalidMessage as error:
@@ -53,7 +50,6 @@ class Connection(socketserver.StreamRequestHandler):
         except OSError:
             logger.debug("a client went away", exc_info=True)
         finally:
-            self.server.open.discard(self.connection)
             self.server.store.release()
 
 
@@ -89,7 +85,7 @@ def serve(port: int, directory: Path, history: int) -> None:
     ended.wait()
     listener.shutdown()
     listener.server_close()
-    listener.server.stop()
+    listener.commands.stop()
     store.close()
 
 

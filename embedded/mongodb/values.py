@@ -74,7 +74,7 @@ CODES: Final = {
 }
 
 
-class CommandFailed(Exception):  # noqa: N818 - it is the answer "ok: 0", and reads as one
+class CommandFailed(Exception):
     """A command or a statement of it that is answered with an error: `code` of CODES, a message and details."""
 
     def __init__(self, code: int, message: str, **details: Any) -> None:
