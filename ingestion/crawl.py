@@ -1,0 +1,217 @@
+"""From sources to the warehouse: crawl, check each document, write what changed, and tell what became of every one."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from corpus.categories import UnknownCategory, category_of
+from corpus.documents import Document, InvalidDocument, canonical_url, new_document
+from corpus.settings import Settings, without_password
+from corpus.warehouse import Saved, Warehouse, refusal
+from ingestion.crawlers import crawler_of
+from ingestion.drafts import Covered, Draft, Failed, Options, Unchanged
+from ingestion.language import natural_language
+
+UNKNOWN_AUTHOR = "Unknown"
+# Small enough that the first documents are on their way to the index while the rest is still being read.
+BATCH = 32
+BATCH_CHARACTERS = 2_000_000
+LONGEST_TITLE = 500
+FAILURES_RECORDED = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class IngestResult:
+    """What became of every document: `seen` is the sum of `inserted`, `updated`, `unchanged` and `failed`.
+
+    `deleted`: documents that a prune removed; `lost`: the failures that are a whole source.
+    """
+
+    seen: int
+    inserted: int
+    updated: int
+    unchanged: int
+    failed: tuple[Failed, ...]
+    deleted: int = 0
+
+    @property
+    def lost(self) -> tuple[Failed, ...]:
+        return tuple(failure for failure in self.failed if failure.lost)
+
+
+def ingest(
+    sources: Sequence[str],
+    settings: Settings,
+    warehouse: Warehouse,
+    *,
+    author: str | None = None,
+    category: str | None = None,
+    prune: bool = False,
+    progress: Callable[[int, str], None] = lambda seen, source: None,
+) -> IngestResult:
+    """Bring the documents of `sources` into the warehouse; returns when MongoDB has acknowledged all of them.
+
+    `prune` deletes documents that a folder or repository of `sources` no longer has. `progress` is called for each
+    document with how many were seen and where the last was read. Raises WarehouseUnavailable.
+    """
+    run = _Run(settings, warehouse, Options(settings, author, category, warehouse.by_request), progress)
+    about = {
+        "_id": run.id,
+        "sources": [without_password(source) for source in sources],
+        "author": author,
+        "category": category,
+        "started_at": run.started_at,
+    }
+    warehouse.record_crawl({**about, "state": "running", "finished_at": None})
+    for source in sources:
+        run.take(source)
+    run.flush()
+    if prune:
+        run.prune()
+    result = IngestResult(
+        seen=run.seen,
+        inserted=run.saved.inserted,
+        updated=run.saved.updated,
+        unchanged=run.saved.unchanged,
+        failed=tuple(run.failed),
+        deleted=run.deleted,
+    )
+    warehouse.record_crawl({**about, "state": "done", "finished_at": datetime.now(UTC), **_counts(result)})
+    return result
+
+
+@dataclass
+class _Run:
+    settings: Settings
+    warehouse: Warehouse
+    options: Options
+    progress: Callable[[int, str], None]
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    seen: int = 0
+    saved: Saved = field(default_factory=Saved)
+    deleted: int = 0
+    failed: list[Failed] = field(default_factory=list)
+    covered: list[str] = field(default_factory=list)
+    # By document id: where it was read, and its content hash.
+    met: dict[str, tuple[str, str]] = field(default_factory=dict)
+    batch: list[Document] = field(default_factory=list)
+
+    def take(self, source: str) -> None:
+        """Crawl one source."""
+        for item in crawler_of(source).crawl(source, self.options):
+            if isinstance(item, Covered):
+                self.covered.append(canonical_url(item.prefix))
+                continue
+            self.seen += 1
+            accepted = self._accepted(item)
+            if isinstance(accepted, Failed):
+                self.failed.append(accepted)
+            else:
+                self.batch.append(accepted)
+            if len(self.batch) >= BATCH or sum(len(document.text) for document in self.batch) >= BATCH_CHARACTERS:
+                self.flush()
+            self.progress(self.seen, item.source)
+
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        self.saved += self.warehouse.save(self.batch)
+        self.batch = []
+
+    def prune(self) -> None:
+        """Delete documents below what was covered that were not met; what is there and could not be read stays."""
+        unread = {_canonical(failure.url) for failure in self.failed if failure.url}
+        for prefix in self.covered:
+            gone = (
+                id
+                for id, url in self.warehouse.urls_under(prefix)
+                if id not in self.met and not any(url == kept or url.startswith(f"{kept}/") for kept in unread)
+            )
+            self.deleted += self.warehouse.delete(list(gone))
+
+    def _accepted(self, item: Draft | Failed | Unchanged) -> Document | Failed:
+        if isinstance(item, Failed):
+            return item
+        document = item.document if isinstance(item, Unchanged) else self._document(item)
+        if isinstance(document, Failed):
+            return document
+        first = self.met.setdefault(document.id, (item.source, document.content_hash))
+        if first[1] != document.content_hash:
+            return Failed(item.source, f"has the same address as {first[0]}, but another content", document.url)
+        return document
+
+    def _document(self, draft: Draft) -> Document | Failed:
+        reason = _wrong(draft, self.settings)
+        if reason is not None:
+            return Failed(draft.source, reason, draft.url)
+        metadata = dict(draft.metadata)
+        if draft.category != "code" and not metadata.get("language"):
+            language = natural_language(draft.text)
+            metadata |= {"language": language} if language else {}
+        try:
+            document = new_document(
+                url=draft.url,
+                category=category_of(draft.category).value,
+                platform=draft.platform,
+                author_name=self.options.author or draft.author or UNKNOWN_AUTHOR,
+                author_id=None if self.options.author or not draft.author else draft.author_id,
+                title=" ".join(draft.title.split())[:LONGEST_TITLE] or "Untitled",
+                text=draft.text,
+                published_at=draft.published_at,
+                metadata=metadata,
+                crawl_id=self.id,
+                crawled_at=self.started_at,
+            )
+        except (InvalidDocument, UnknownCategory, OverflowError) as error:
+            return Failed(draft.source, str(error), draft.url)
+        refused = refusal(document)
+        return Failed(draft.source, refused, document.url) if refused else document
+
+
+def _wrong(draft: Draft, settings: Settings) -> str | None:
+    """Why no document can be made of this draft, or None."""
+    if not draft.text.strip():
+        return "is empty"
+    for name, value in (
+        ("text", draft.text),
+        ("title", draft.title),
+        ("author", draft.author or ""),
+        ("url", draft.url),
+    ):
+        try:
+            size = len(value.encode())
+        except UnicodeEncodeError as error:
+            surrogate = f"U+{ord(value[error.start]):04X}"
+            return (
+                f"has a lone surrogate ({surrogate}) in its {name} at character {error.start}: it is not valid Unicode"
+            )
+        if size > settings.max_document_bytes:
+            limit = f"the limit is {settings.max_document_bytes / 1e6:.1f} MB (TWIN_MAX_DOCUMENT_BYTES)"
+            return f"is too large: {size / 1e6:.1f} MB of {name}, {limit}"
+    return None
+
+
+def _canonical(url: str) -> str:
+    try:
+        return canonical_url(url)
+    except InvalidDocument:
+        return url
+
+
+def _counts(result: IngestResult) -> Mapping[str, Any]:
+    return {
+        "seen": result.seen,
+        "inserted": result.inserted,
+        "updated": result.updated,
+        "unchanged": result.unchanged,
+        "deleted": result.deleted,
+        "failed": [
+            {"source": without_password(failure.source), "reason": failure.reason}
+            for failure in result.failed[:FAILURES_RECORDED]
+        ],
+        "failures": len(result.failed),
+    }
