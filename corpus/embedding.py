@@ -354,8 +354,12 @@ class _Graph:
         import onnx
 
         tensors = self.tensors
-        positions = tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"][0]
-        length = self.node("Slice", self.node("Shape", "tokens"), *(self.constant(f"i{n}", np.array([n])) for n in (1, 2)))
+        positions = (
+            tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"][0]
+        )
+        length = self.node(
+            "Slice", self.node("Shape", "tokens"), *(self.constant(f"i{n}", np.array([n])) for n in (1, 2))
+        )
         placed = self.node("Slice", self.constant("positions", positions), self.constant("i0", np.array([0])), length)
         words = self.node("Gather", self.weight("embeddings.word_embeddings.weight"), "tokens")
         state = self.normalised("embeddings.LayerNorm", self.node("Add", words, placed))
@@ -365,9 +369,13 @@ class _Graph:
             attended = self.residual(f"{name}.attention.output", attend(f"{name}.attention.self", state), state)
             wide = self.node("MatMul", attended, self.matrix(f"{name}.intermediate.dense.weight"))
             state = self.residual(f"{name}.output", self.gelu(wide, f"{name}.intermediate.dense.bias"), attended)
-        weights = self.node("Unsqueeze", self.node("Cast", "mask", to=onnx.TensorProto.FLOAT), self.constant("i2", np.array([2])))
+        weights = self.node(
+            "Unsqueeze", self.node("Cast", "mask", to=onnx.TensorProto.FLOAT), self.constant("i2", np.array([2]))
+        )
         # The mean's divisor falls out of the normalisation that follows, so the sum is enough.
-        summed = self.node("ReduceSum", self.node("Mul", state, weights), self.constant("i1", np.array([1])), keepdims=0)
+        summed = self.node(
+            "ReduceSum", self.node("Mul", state, weights), self.constant("i1", np.array([1])), keepdims=0
+        )
         self.nodes.append(onnx.helper.make_node("LpNormalization", [summed], ["vectors"], axis=-1, p=2))
         info = onnx.helper.make_tensor_value_info
         return onnx.helper.make_graph(
@@ -408,7 +416,9 @@ class _Graph:
             return self.node("BiasGelu", value, self.weight(bias), domain="com.microsoft")
         value = self.node("Add", value, self.weight(bias))
         spread = self.node("Erf", self.node("Div", value, self.constant("root2", np.float32(2**0.5))))
-        share = self.node("Mul", self.node("Add", spread, self.constant("one", np.float32(1))), self.constant("half", np.float32(0.5)))
+        share = self.node(
+            "Mul", self.node("Add", spread, self.constant("one", np.float32(1))), self.constant("half", np.float32(0.5))
+        )
         return self.node("Mul", value, share)
 
     def attention_fused(self, name: str, state: str) -> str:
@@ -440,7 +450,9 @@ class _Graph:
 
         scores = self.node("MatMul", projected("query", [0, 2, 1, 3]), projected("key", [0, 2, 3, 1]))
         scores = self.node("Div", scores, self.constant("scale", np.float32((self.hidden / self.heads) ** 0.5)))
-        visible = self.node("Unsqueeze", self.node("Cast", "mask", to=onnx.TensorProto.FLOAT), self.constant("i12", np.array([1, 2])))
+        visible = self.node(
+            "Unsqueeze", self.node("Cast", "mask", to=onnx.TensorProto.FLOAT), self.constant("i12", np.array([1, 2]))
+        )
         hidden = self.node("Sub", visible, self.constant("one", np.float32(1)))
         scores = self.node("Add", scores, self.node("Mul", hidden, self.constant("far", np.float32(1e9))))
         mixed = self.node("MatMul", self.node("Softmax", scores, axis=-1), projected("value", [0, 2, 1, 3]))
