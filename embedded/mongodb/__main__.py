@@ -13,7 +13,7 @@ from pathlib import Path
 
 from embedded.mongodb import connection_string
 from embedded.mongodb.commands import Server
-from embedded.mongodb.store import Store, StoreInUse
+from embedded.mongodb.store import Store, StoreClosed, StoreInUse
 from embedded.mongodb.values import CommandFailed
 from embedded.mongodb.wire import OP_QUERY, InvalidMessage, Request, read_request, reply_to
 
@@ -43,6 +43,9 @@ class Connection(socketserver.StreamRequestHandler):
         try:
             while (request := read_request(self.rfile.read)) is not None:
                 reply = reply_to(request, respond(self.server.commands, request))
+                # To a client an end within a command looks like any lost server: it finds the next one and tries again.
+                if self.server.commands.stopping:
+                    return
                 if request.answered:
                     self.connection.sendall(reply)
         except InvalidMessage as error:
@@ -60,11 +63,13 @@ def respond(server: Server, request: Request) -> dict[str, object]:
         return {"ok": 0.0, **CommandFailed(352, f"Unsupported OP_QUERY command: {name}").reply()}
     try:
         return server.answer(request.body)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        logger.exception("the command %s failed", name)
+    except StoreClosed:
+        failure = CommandFailed(91, "The server is shutting down")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        logger.warning("the command %s failed", name, exc_info=True)
         failure = CommandFailed(9, f"{name} cannot be understood: {type(error).__name__}: {error}")
     except sqlite3.Error as error:
-        logger.exception("the command %s failed", name)
+        logger.error("the command %s failed in the store: %s", name, error)
         failure = CommandFailed(1, f"{name} failed in the store: {error}")
     return {"ok": 0.0, **failure.reply(), **server.clock()}
 

@@ -439,7 +439,7 @@ def _ordered(
     ]
     for position, (_, descending) in reversed(list(enumerate(parts))):
         rows.sort(key=lambda row: row[0][position], reverse=descending)
-    versions = storage.fetch(store.reader, (row for _, row in rows))
+    versions = storage.fetch(store.reader, target, (row for _, row in rows))
     return (version for version in versions if not query or test(version.decoded()))
 
 
@@ -653,7 +653,7 @@ def update(writer: Writer, command: Mapping[str, Any]) -> Reply:
         chosen = list(found) if statement.get("multi") else list(islice(found, 1))
         for version in chosen:
             matched += 1
-            modified += _apply(writer, target, version, change, replacement) is not None
+            modified += _apply(writer, version, change, replacement) is not None
         if not chosen and statement.get("upsert"):
             document = _upsert(writer, db, name, query, change, replacement)
             matched += 1
@@ -680,11 +680,8 @@ def _versions(
             yield version
 
 
-def _apply(
-    writer: Writer, target: Collection | None, version: Version, change: Mapping[str, Any], replacement: bool
-) -> dict[str, Any] | None:
+def _apply(writer: Writer, version: Version, change: Mapping[str, Any], replacement: bool) -> dict[str, Any] | None:
     """The new document, or None when the change changes nothing."""
-    assert target is not None  # noqa: S101 - a version comes from a collection
     before = version.decoded()
     if replacement:
         if "_id" in change and identity(change["_id"]) != identity(before["_id"]):
@@ -695,7 +692,7 @@ def _apply(
     else:
         after = updated(before, change, inserting=False)
     description = None if replacement else difference(before, after)
-    return after if writer.change(target, version, after, "replace" if replacement else "update", description) else None
+    return after if writer.change(version, after, "replace" if replacement else "update", description) else None
 
 
 def _upsert(
@@ -725,8 +722,7 @@ def delete(writer: Writer, command: Mapping[str, Any]) -> Reply:
         query = statement["q"]
         found = _versions(writer, target, query, matcher(query))
         for version in list(islice(found, 1)) if statement.get("limit") else list(found):
-            assert target is not None  # noqa: S101 - a version comes from a collection
-            writer.delete(target, version)
+            writer.delete(version)
             done += 1
 
     errors = _statements(command, "deletes", apply)
@@ -748,15 +744,14 @@ def find_and_modify(writer: Writer, command: Mapping[str, Any]) -> Reply:
     result: Reply = {"n": 0} if remove else {"n": 0, "updatedExisting": False}
     value: Document | None = None
     if found:
-        assert target is not None  # noqa: S101 - a version comes from a collection
         version = found[0]
         result["n"] = 1
         value = before = version.decoded()
         if remove:
-            writer.delete(target, version)
+            writer.delete(version)
         else:
             result["updatedExisting"] = True
-            after = _apply(writer, target, version, change or {}, replacement)
+            after = _apply(writer, version, change or {}, replacement)
             value = (after or before) if command.get("new") else before
     elif change is not None and command.get("upsert"):
         document = _upsert(writer, db, name, query, change, replacement)

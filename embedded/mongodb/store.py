@@ -63,6 +63,10 @@ class StoreInUse(RuntimeError):
     """Another process has the directory open."""
 
 
+class StoreClosed(RuntimeError):
+    """The store was closed while a command waited for its turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Index:
     """A secondary index; `fields` are dotted paths, `sparse` skips documents that have none of them."""
@@ -105,8 +109,9 @@ class Collection:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A document as it is stored: its row and the BSON of it."""
+    """A document as it is stored: its collection, its row, the position of its last change and the BSON of it."""
 
+    collection: Collection
     id: int
     changed: int
     body: bytes
@@ -153,6 +158,7 @@ class Store:
         self._history_bytes = history_bytes
         self._local = threading.local()
         self._turn = threading.Lock()
+        self._closed = False
         self.changed = threading.Condition()
         self._connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
         for pragma in ("page_size=8192", "journal_mode=WAL", "synchronous=NORMAL", "wal_autocheckpoint=2000"):
@@ -177,6 +183,7 @@ class Store:
     def close(self) -> None:
         """Waits for the write that is going on, then closes the file for writing."""
         with self._turn:
+            self._closed = True
             self._connection.close()
             os.close(self._lock_file)
 
@@ -198,8 +205,13 @@ class Store:
 
     @contextmanager
     def writing(self, durable: bool = False) -> Iterator[Writer]:
-        """One transaction: committed at the end, rolled back on an exception. `durable` flushes it to the disk."""
+        """One transaction: committed at the end, rolled back on an exception. `durable` flushes it to the disk.
+
+        Raises StoreClosed, and sqlite3.Error when the disk is full.
+        """
         with self._turn:
+            if self._closed:
+                raise StoreClosed
             # SQLite takes this setting only between transactions.
             self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             self._connection.execute("BEGIN IMMEDIATE")
@@ -256,10 +268,10 @@ class Writer:
         if found is not None:
             return found
         uuid = Binary(os.urandom(16), 4)
-        self.connection.execute("INSERT INTO collections (db, name, uuid) VALUES (?, ?, ?)", (db, name, bytes(uuid)))
-        made = collection(self.connection, db, name)
-        assert made is not None  # noqa: S101 - inserted one line above
-        return made
+        (row,) = self.connection.execute(
+            "INSERT INTO collections (db, name, uuid) VALUES (?, ?, ?) RETURNING id", (db, name, bytes(uuid))
+        ).fetchone()
+        return Collection(row, db, name, uuid, ())
 
     def insert(self, target: Collection, document: Mapping[str, Any]) -> None:
         """Adds a document that has its `_id`. Raises CommandFailed (duplicate key, too large)."""
@@ -280,7 +292,6 @@ class Writer:
 
     def change(
         self,
-        target: Collection,
         version: Version,
         document: Mapping[str, Any],
         operation: str,
@@ -290,8 +301,9 @@ class Writer:
         body = encoded(document, 17419)
         if body == version.body:
             return False
+        target = version.collection
         keys = self._checked_keys(target, document, version.id)
-        self._remove_entries(target, version)
+        self._remove_entries(version)
         self._supersede(version)
         self._tick()
         self.connection.execute(
@@ -301,11 +313,11 @@ class Writer:
         self._enter(keys, version.id)
         return True
 
-    def delete(self, target: Collection, version: Version) -> None:
-        self._remove_entries(target, version)
+    def delete(self, version: Version) -> None:
+        self._remove_entries(version)
         self._supersede(version)
         self._tick()
-        self._log(target, "delete", None, version.raw()["_id"])
+        self._log(version.collection, "delete", None, version.raw()["_id"])
         self.connection.execute("DELETE FROM documents WHERE id = ?", (version.id,))
 
     def drop(self, target: Collection) -> None:
@@ -397,12 +409,12 @@ class Writer:
             "INSERT OR IGNORE INTO entries VALUES (?, ?, ?)", [(index, key, row) for index, key in keys]
         )
 
-    def _remove_entries(self, target: Collection, version: Version) -> None:
-        if target.indexes:
+    def _remove_entries(self, version: Version) -> None:
+        if version.collection.indexes:
             document = version.decoded()
             self.connection.executemany(
                 "DELETE FROM entries WHERE indexed = ? AND key = ? AND document = ?",
-                [(index.id, key, version.id) for index in target.indexes for key in index.keys(document)],
+                [(index.id, key, version.id) for index in version.collection.indexes for key in index.keys(document)],
             )
 
     def _supersede(self, version: Version) -> None:
@@ -517,7 +529,7 @@ def scan(connect: Callable[[], sqlite3.Connection], target: Collection, query: M
                 "SELECT id, changed, body FROM documents WHERE collection = ? AND key = ?", (target.id, key)
             )
             if (found := row.fetchone()) is not None:
-                yield Version(*found)
+                yield Version(target, *found)
         return
     for index in target.indexes:
         if len(index.fields) == 1 and (values := candidates(query, index.fields[0])) is not None:
@@ -530,7 +542,7 @@ def scan(connect: Callable[[], sqlite3.Connection], target: Collection, query: M
                         (index.id, len(part).to_bytes(4) + part),
                     )
                 )
-            yield from fetch(connect, (row for (row,) in sorted(rows)))
+            yield from fetch(connect, target, (row for (row,) in sorted(rows)))
             return
     after = -1
     while True:
@@ -540,18 +552,18 @@ def scan(connect: Callable[[], sqlite3.Connection], target: Collection, query: M
         )
         batch = found.fetchall()
         for fields in batch:
-            yield Version(*fields)
+            yield Version(target, *fields)
         if len(batch) < SCAN_ROWS:
             return
         after = batch[-1][0]
 
 
-def fetch(connect: Callable[[], sqlite3.Connection], rows: Iterable[int]) -> Iterator[Version]:
+def fetch(connect: Callable[[], sqlite3.Connection], target: Collection, rows: Iterable[int]) -> Iterator[Version]:
     """The versions in these rows, leaving out those that are gone."""
     for row in rows:
         found = connect().execute("SELECT id, changed, body FROM documents WHERE id = ?", (row,)).fetchone()
         if found is not None:
-            yield Version(*found)
+            yield Version(target, *found)
 
 
 def history(

@@ -60,6 +60,7 @@ CODES: Final = {
     72: "InvalidOptions",
     73: "InvalidNamespace",
     85: "IndexOptionsConflict",
+    91: "ShutdownInProgress",
     100: "UnsatisfiableWriteConcern",
     115: "CommandNotSupported",
     225: "TransactionTooOld",

@@ -56,7 +56,7 @@ def read_request(read: Callable[[int], bytes]) -> Request | None:
             return _message(number, data)
         if opcode == OP_QUERY:
             return _query(number, data)
-    except (BSONError, struct.error, IndexError, ValueError) as error:
+    except (BSONError, struct.error, IndexError, ValueError, RecursionError) as error:
         raise InvalidMessage(f"a message that cannot be read: {error}") from error
     raise InvalidMessage(f"the operation code {opcode}")
 
