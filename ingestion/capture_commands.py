@@ -27,6 +27,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def register_connector(namespace: argparse.Namespace, settings: Settings) -> int:
     """`twin capture register`: 0 when the connector runs, 1 with the reason otherwise."""
+    from corpus.warehouse import WarehouseUnavailable
     from ingestion import capture
     from ingestion.topics import TopicsFailed, create_topics
 
@@ -36,7 +37,7 @@ def register_connector(namespace: argparse.Namespace, settings: Settings) -> int
         configuration = capture.connect_configuration(settings, _warehouse_id(settings))
         create_topics(settings.kafka_bootstrap_servers, settings)
         capture.register(settings.connect_url, configuration)
-    except (capture.CaptureFailed, TopicsFailed) as error:
+    except (capture.CaptureFailed, TopicsFailed, WarehouseUnavailable) as error:
         return _failed(str(error))
     name, where = configuration["name"], without_password(settings.connect_url)
     result = {"connector": name, "state": "running", "address": where}
@@ -46,9 +47,13 @@ def register_connector(namespace: argparse.Namespace, settings: Settings) -> int
 
 def show_status(namespace: argparse.Namespace, settings: Settings) -> int:
     """`twin capture status`: 0 when changes are being captured, 1 otherwise."""
+    from corpus.warehouse import WarehouseUnavailable
     from ingestion.capture import capture_status
 
-    status = capture_status(settings, _warehouse_id(settings))
+    try:
+        status = capture_status(settings, _warehouse_id(settings) if settings.connect_url else "")
+    except WarehouseUnavailable as error:
+        return _failed(str(error))
     beat = status.last_heartbeat.isoformat() if status.last_heartbeat else None
     if namespace.json:
         shown = {"connector": status.connector, "state": status.state, "reason": status.reason, "last_heartbeat": beat}
@@ -61,7 +66,8 @@ def show_status(namespace: argparse.Namespace, settings: Settings) -> int:
 def _warehouse_id(settings: Settings) -> str:
     from corpus import warehouse
 
-    return warehouse.connect(settings).identity()
+    with warehouse.connect(settings) as source:
+        return source.identity()
 
 
 def _failed(reason: str) -> int:
