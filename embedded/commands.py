@@ -216,7 +216,7 @@ def _capture_state(settings: Settings) -> tuple[str, str | None]:
 
     from ingestion.capture import read_status, status_file
 
-    found = read_status(status_file(settings), "", datetime.now(UTC))
+    found = read_status(status_file(settings), datetime.now(UTC))
     return ("ready" if found.state == "running" else found.state), found.reason
 
 

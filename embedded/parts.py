@@ -66,7 +66,7 @@ def capture_part(settings: Settings) -> Part:
         return [sys.executable, "-m", "embedded.capture", "--status", str(status)]
 
     def told() -> CaptureStatus:
-        return read_status(status, "", datetime.now(UTC))
+        return read_status(status, datetime.now(UTC))
 
     return Part(
         name="capture",

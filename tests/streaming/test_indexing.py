@@ -1,0 +1,221 @@
+"""The change-to-feature path against a plain model: whatever order changes arrive in, the index equals the warehouse."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from corpus.documents import Document, new_document, to_record
+from corpus.index import Filters, QdrantIndex, open_index
+from corpus.settings import load
+from streaming.changes import DeadLetter, Event, Message, decode, delete_envelope, upsert_envelope
+from streaming.indexing import Indexed, Removed, Unchanged, index_batch
+
+HERE = "11111111-2222-4333-8444-555555555555"
+WORDS = "amber basin cedar delta ember fjord grove harbor inlet jetty kelp lagoon meadow nectar orchard prairie".split()
+
+
+class WordEmbedder:
+    """An embedder whose vectors follow from the text alone; it counts what it is asked to embed."""
+
+    name, dimensions, max_tokens, special_tokens = "words", 16, 256, 2
+
+    def __init__(self) -> None:
+        self.embedded: list[str] = []
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.embedded += texts
+        seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) for text in texts]
+        rows = np.array([np.random.default_rng(seed).normal(size=self.dimensions) for seed in seeds], np.float32)
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(self.token_spans(text)) + self.special_tokens for text in texts]
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+
+
+@pytest.fixture
+def embedder() -> WordEmbedder:
+    return WordEmbedder()
+
+
+@pytest.fixture
+def index(tmp_path: Path, embedder: WordEmbedder) -> Iterator[QdrantIndex]:
+    opened = open_index(load({"TWIN_HOME": str(tmp_path)}), "words-1", embedder.dimensions)
+    yield opened
+    opened.close()
+
+
+def document(name: str, text: str, category: str = "article", **fields: str) -> Document:
+    return new_document(
+        url=f"https://example.org/{name}",
+        category=category,
+        platform="example.org",
+        author_name="Ada",
+        title=fields.get("title", f"About {name}"),
+        text=text,
+        crawl_id="crawl",
+        crawled_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+
+
+def article(uniques: Sequence[str], seed: int = 1) -> str:
+    """A section for each unique word, long enough to be a passage of its own."""
+    source = random.Random(seed)
+    sections = (
+        f"## Section {number}\n\nThe {unique} station reports {' '.join(source.choices(WORDS, k=60))}.\n"
+        for number, unique in enumerate(uniques, 1)
+    )
+    return "# Notes\n\n" + "\n".join(sections)
+
+
+def upserted(one: Document, version: int) -> Event:
+    return decode(Message("changes", 0, version, **upsert_envelope(to_record(one), version, "twin", HERE)), HERE)
+
+
+def deleted(one: Document, version: int) -> Event:
+    return decode(Message("changes", 0, version, **delete_envelope(one.id, version, "twin", HERE)), HERE)
+
+
+def test_a_document_becomes_chunks_that_are_found(index: QdrantIndex, embedder: WordEmbedder) -> None:
+    (outcome,) = index_batch([upserted(document("a", article(["zorbital", "quixotic"])), 1)], index, embedder)
+
+    assert isinstance(outcome, Indexed)
+    assert outcome.embedded == len(outcome.chunks) == len(embedder.embedded)
+    hits = index.search("the quixotic station", embedder.embed(["the quixotic station"])[0], Filters(), 1)
+    assert "quixotic" in hits[0].text
+    assert hits[0].text == index.records([hits[0].document_id])[hits[0].document_id].text[hits[0].start : hits[0].end]
+
+
+def test_a_one_word_edit_embeds_only_the_passage_it_is_in(index: QdrantIndex, embedder: WordEmbedder) -> None:
+    uniques = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+    text = article(uniques)
+    index_batch([upserted(document("a", text), 1)], index, embedder)
+    embedder.embedded.clear()
+
+    (outcome,) = index_batch([upserted(document("a", text.replace("four", "fourth")), 2)], index, embedder)
+
+    assert isinstance(outcome, Indexed)
+    assert (outcome.embedded, outcome.removed) == (1, 1)
+    assert len(embedder.embedded) == 1
+    assert "fourth" in embedder.embedded[0]
+
+
+def test_a_redelivery_embeds_nothing_and_an_older_change_does_nothing(
+    index: QdrantIndex, embedder: WordEmbedder
+) -> None:
+    old, new = document("a", article(["old"])), document("a", article(["new"]))
+    index_batch([upserted(old, 1)], index, embedder)
+    index_batch([upserted(new, 5)], index, embedder)
+    embedder.embedded.clear()
+
+    outcomes = [index_batch([event], index, embedder)[0] for event in (upserted(old, 1), upserted(new, 5), deleted(old, 3))]
+
+    assert [outcome.why for outcome in outcomes if isinstance(outcome, Unchanged)] == ["stale", "same", "stale"]
+    assert embedder.embedded == []
+    assert "new" in index.records([new.id])[new.id].text
+
+
+def test_a_late_older_upsert_does_not_bring_a_deleted_document_back(index: QdrantIndex, embedder: WordEmbedder) -> None:
+    one = document("a", article(["gone"]))
+    index_batch([upserted(one, 1)], index, embedder)
+    (outcome,) = index_batch([deleted(one, 5)], index, embedder)
+
+    index_batch([upserted(one, 4)], index, embedder)
+
+    assert isinstance(outcome, Removed)
+    assert index.counts().chunks == 0
+    index_batch([upserted(one, 6)], index, embedder)
+    assert index.counts().documents == 1
+
+
+def test_equal_texts_of_two_documents_are_two_sets_of_points(index: QdrantIndex, embedder: WordEmbedder) -> None:
+    first, second = document("a", article(["same"])), document("b", article(["same"]))
+    index_batch([upserted(first, 1), upserted(second, 2)], index, embedder)
+
+    index_batch([deleted(first, 3)], index, embedder)
+
+    assert [hit.document_id for hit in index.search("same", embedder.embed(["same"])[0], Filters(), 5)] == [second.id]
+
+
+def test_a_new_title_embeds_nothing(index: QdrantIndex, embedder: WordEmbedder) -> None:
+    text = article(["one", "two"])
+    index_batch([upserted(document("a", text, title="Old"), 1)], index, embedder)
+    embedder.embedded.clear()
+
+    index_batch([upserted(document("a", text, title="Renamed"), 2)], index, embedder)
+
+    assert embedder.embedded == []
+    assert {hit.title for hit in index.chunks(document("a", text).id)} == {"Renamed"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "step"),
+    [(document("bad", "  \n\n "), "clean"), (document("bad", "text", category="poem"), "validate")],
+)
+def test_one_document_that_cannot_be_indexed_does_not_stop_the_others(
+    index: QdrantIndex, embedder: WordEmbedder, bad: Document, step: str
+) -> None:
+    good = document("good", article(["fine"]))
+
+    refused, indexed = index_batch([upserted(bad, 1), upserted(good, 2)], index, embedder)
+
+    assert isinstance(refused, DeadLetter)
+    assert refused.step == step
+    assert isinstance(indexed, Indexed)
+    failure = index.records([bad.id])[bad.id].failure
+    assert failure is not None
+    assert (failure.step, failure.source_hash) == (step, bad.content_hash)
+    mended = replace(document("bad", article(["mended"])), id=bad.id)
+    index_batch([upserted(mended, 3)], index, embedder)
+    assert index.records([bad.id])[bad.id].failure is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_history_with_redeliveries_and_reorder_across_documents_ends_as_the_warehouse(
+    index: QdrantIndex, embedder: WordEmbedder, seed: int
+) -> None:
+    """Seeded random operations against a dictionary: after each settled batch the two agree."""
+    source = random.Random(seed)
+    warehouse: dict[str, Document] = {}
+    log: list[Event] = []
+    for version in range(1, 120):
+        name = f"d{source.randrange(8)}"
+        if name in warehouse and source.random() < 0.3:
+            log.append(deleted(warehouse.pop(name), version))
+        else:
+            uniques = [source.choice(WORDS) + str(source.randrange(50)) for _ in range(source.randint(1, 6))]
+            warehouse[name] = document(name, article(uniques, source.randrange(5)))
+            log.append(upserted(warehouse[name], version))
+    position = 0
+    while position < len(log):
+        following = position + source.randint(1, 12)
+        batch = log[position:following]
+        if source.random() < 0.3:
+            # A crash before the commit: everything since an earlier offset is delivered again.
+            index_batch(batch, index, embedder)
+            position = max(0, position - source.randint(0, 20))
+            continue
+        index_batch(batch, index, embedder)
+        position = following
+
+    records = {record.document_id: record for record in index.scan()}
+    assert {record.document_id for record in records.values()} == {one.id for one in warehouse.values()}, f"seed {seed}"
+    for one in warehouse.values():
+        assert records[one.id].content_hash == one.content_hash, f"seed {seed}"
+        chunks = index.chunks(one.id)
+        text = index.records([one.id])[one.id].text
+        assert " ".join(hit.text for hit in chunks).split() == text.split(), f"seed {seed}"
+        assert set(index.vectors([hit.chunk_id for hit in chunks])) == {hit.chunk_id for hit in chunks}, f"seed {seed}"
+    assert index.counts().chunks == sum(len(record.places) for record in records.values()), f"seed {seed}: points left over"
