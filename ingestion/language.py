@@ -21,8 +21,8 @@ def natural_language(text: str) -> str | None:
     prose = NOT_PROSE.sub(" ", text[: 4 * SAMPLE])[:SAMPLE]
     if len(prose.strip()) < SHORTEST:
         return None
-    from langdetect import DetectorFactory, detect_langs
-    from langdetect.lang_detect_exception import LangDetectException
+    from langdetect import DetectorFactory, detect_langs  # type: ignore[import-untyped]
+    from langdetect.lang_detect_exception import LangDetectException  # type: ignore[import-untyped]
 
     DetectorFactory.seed = 0
     try:
