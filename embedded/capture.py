@@ -170,7 +170,7 @@ def log_life(admin: AdminClient, topic: str) -> str | None:
     from confluent_kafka import KafkaException, TopicCollection
 
     try:
-        found = admin.describe_topics(TopicCollection([topic]), request_timeout=5.0)
+        found = admin.describe_topics(TopicCollection([topic]), request_timeout=1.0)
         return str(found[topic].result().topic_id)
     except KafkaException as error:
         return "" if error.args[0].code() == UNKNOWN_TOPIC else None
