@@ -49,6 +49,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_document_bytes: Annotated[int, msgspec.Meta(ge=1, le=12_000_000)] = 8_000_000
     allow_private_addresses: bool = False
     crawl_timeout: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    # A page or mail address that sites see in the user agent, so that they can reach whoever runs this.
+    crawl_contact: str | None = None
+    max_repository_bytes: Annotated[int, msgspec.Meta(ge=1)] = 500_000_000
+    repository_timeout: Annotated[float, msgspec.Meta(gt=0)] = 600.0
     # Log and capture.
     database: str = "twin"
     topic_prefix: str = "twin"
