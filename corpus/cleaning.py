@@ -39,10 +39,12 @@ FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})([^`]*)$")
 HEADING = re.compile(r" {0,3}#{1,6}(?:[ \t]|$)")
 LIST_ITEM = re.compile(r"[ \t]*(?:[-*+•]|\d{1,9}[.)])(?:[ \t]|$)")
 INDENTED = re.compile(r"(?: {4}| {0,3}\t)")
-# Lines that begin something of their own and are never joined to the line above or below.
+# Lines that are something of their own and never joined to the line above or below.
 STRUCTURE = re.compile(
-    r"[ ]{2}|\t|#{1,6}(?:\s|$)|[-*+•>|→]|\\[-*+#.]|\d{1,9}\\?[.)]\s|[-=*_]{3,}\s*$|!?\[[^\]]*\]:|</?[a-zA-Z]"
+    r" {2}|\t|#{1,6}(?:\s|$)|[-*+•]\s|[>|]|\d{1,9}[.)]\s|[-=*_]{3,}\s*$|!?\[[^\]]*\]:|</?[a-zA-Z]|-{3,}\|"
 )
+# Lines that begin a paragraph, which may go on below: signs and escaped marks that authors use for items.
+OPENING = re.compile(r"[→↳]|\\[-*+#]|\d{1,9}\\[.)]")
 SUSPENDED_HYPHEN = re.compile(r"(?:and|or|to|und|oder|bis|et|ou|y|o)\b")
 # Columns between which a text may have been wrapped, and how far a line may fall short of its paragraph's width
 # because invisible characters were taken out.
@@ -54,44 +56,59 @@ LONGEST_LABEL = 300
 
 
 class Block(NamedTuple):
-    """Lines between blank ones, or a whole block of code. `spaced`: a blank line stands before it."""
+    """Lines between blank ones, or a whole block of code.
+
+    `spaced`: a blank line stands before it; `plain`: short text in one line, to be compared, and empty for code and for
+    anything longer than furniture is; `heading`: the text of a heading without its markup, empty for anything else.
+    """
 
     code: bool
     lines: tuple[str, ...]
     spaced: bool
+    plain: str = ""
+    heading: str = ""
 
-    @property
-    def plain(self) -> str:
-        """Short text in one line, to be compared; empty for code and for anything longer than furniture is."""
-        if self.code or sum(map(len, self.lines)) > LONGEST_LABEL:
-            return ""
-        return " ".join(line.strip() for line in self.lines)
 
-    @property
-    def heading(self) -> str:
-        """The text of a heading without its markup; empty for anything else."""
-        return self.plain.lstrip("#").strip(" *_#") if not self.code and HEADING.match(self.lines[0]) else ""
+def _block(code: bool, lines: Sequence[str], spaced: bool) -> Block:
+    if code or len(lines) > LONGEST_LABEL or sum(map(len, lines)) > LONGEST_LABEL:
+        return Block(code, tuple(lines), spaced)
+    plain = " ".join(line.strip() for line in lines)
+    return Block(code, tuple(lines), spaced, plain, plain.lstrip("#").strip(" *_#") if HEADING.match(lines[0]) else "")
 
 
 def clean_article(text: str) -> str:
     """The author's text of an article in Markdown, or in plain text taken from a page or a PDF."""
-    blocks = [_legible_block(block) for block in _blocks(_readable(_without_medium_page(text)))]
-    for _ in range(ROUNDS):
-        kept = [block for block in _without_furniture(blocks) if any(line.strip() for line in block.lines)]
-        if kept == blocks:
-            break
-        blocks = kept
-    return _joined([block if block.code else block._replace(lines=_flowing(block.lines)) for block in blocks])
+    return _settled(_article, _without_medium_page(text))
 
 
 def clean_post(text: str) -> str:
     """The author's text of a post: as an article, but every line break is the author's, and there is no page around."""
-    return _joined([_legible_block(block) for block in _blocks(_readable(text))])
+    return _settled(_post, text)
 
 
 def clean_code(text: str) -> str:
     """Source code as it is, with one kind of line end and without control characters."""
     return _readable(text).strip("\n").rstrip()
+
+
+def _settled(step: Callable[[str], str], text: str) -> str:
+    """What is left when the step changes nothing more: taking one thing out can bring together two others."""
+    for _ in range(ROUNDS):
+        before, text = text, step(text)
+        if text == before:
+            break
+    return text
+
+
+def _article(text: str) -> str:
+    blocks = [_legible_block(block) for block in _blocks(_readable(text))]
+    for rule in RULES:
+        blocks = rule(blocks)
+    return _joined([block if block.code else block._replace(lines=_flowing(block.lines)) for block in blocks])
+
+
+def _post(text: str) -> str:
+    return _joined([_legible_block(block) for block in _blocks(_readable(text))])
 
 
 def _readable(text: str) -> str:
@@ -139,7 +156,7 @@ def _legible_block(block: Block) -> Block:
         return block
     lines = [_legible(line) for line in block.lines]
     # A line break before nothing is none.
-    return block._replace(lines=(*lines[:-1], lines[-1].rstrip()) if lines else ())
+    return _block(False, [*lines[:-1], lines[-1].rstrip()], block.spaced)
 
 
 def _blocks(text: str) -> Iterator[Block]:
@@ -152,7 +169,7 @@ def _blocks(text: str) -> Iterator[Block]:
     def taken() -> Iterator[Block]:
         nonlocal lines, spaced
         if lines:
-            yield Block(bool(fence) or indented, tuple(lines), spaced)
+            yield _block(bool(fence) or indented, lines, spaced)
         lines, spaced = [], False
 
     for line in text.split("\n"):
@@ -197,15 +214,15 @@ def _flowing(lines: tuple[str, ...]) -> tuple[str, ...]:
     """The lines with wrapped paragraphs joined; all lines of a paragraph tell whether it was wrapped, or none."""
     result: list[str] = []
     paragraph: list[str] = []
+    belongs = False  # below an item, a quotation or a row, a line belongs to it
     for line in lines:
-        if STRUCTURE.match(line):
+        structure = STRUCTURE.match(line) is not None
+        if structure or belongs or OPENING.match(line):
             result.extend(_unwrapped(paragraph))
-            result.append(line)
             paragraph = []
-            continue
-        # Below a heading, a list item, a quotation or a row the line may belong to it.
-        if not paragraph and result and STRUCTURE.match(result[-1]):
+        if structure or belongs:
             result.append(line)
+            belongs = belongs or not HEADING.match(line)
             continue
         paragraph.append(line)
         if line.endswith("  "):
@@ -294,12 +311,6 @@ EDGE = 4
 HEAD = 40
 
 
-def _without_furniture(blocks: list[Block]) -> list[Block]:
-    for rule in RULES:
-        blocks = rule(blocks)
-    return blocks
-
-
 def _without_substack_head(blocks: list[Block]) -> list[Block]:
     """Publication, buttons, and between the title and the text the author's name, the date and counts."""
     signed = next((place for place, block in enumerate(blocks[:EDGE]) if SUBSTACK_HEAD.match(block.plain)), None)
@@ -332,7 +343,7 @@ def _unwrapped_heading(block: Block) -> Block:
             or len(line) + 1 + len(following.split(" ", 1)[0].partition("-")[0]) <= PAGE_WIDTH - SLACK
         ):
             return block
-    return block._replace(lines=(_run_on(block.lines),))
+    return _block(False, [_run_on(block.lines)], block.spaced)
 
 
 def _without_appeals(blocks: list[Block]) -> list[Block]:
@@ -423,14 +434,11 @@ def _without_page_contents(blocks: list[Block]) -> list[Block]:
 
 def _without_edges(blocks: list[Block]) -> list[Block]:
     """Copyright lines at the end; requests for consent or scripts at either end."""
-    return [
-        block
-        for place, block in enumerate(blocks)
-        if not (
-            (place >= len(blocks) - EDGE and COPYRIGHT.match(block.plain))
-            or ((place < EDGE or place >= len(blocks) - EDGE) and CONSENT.match(block.plain))
-        )
-    ]
+    head, middle = blocks[:EDGE], blocks[EDGE:]
+    middle, tail = middle[:-EDGE], middle[-EDGE:]
+    head = [block for block in head if not CONSENT.match(block.plain)]
+    tail = [block for block in tail if not CONSENT.match(block.plain) and not COPYRIGHT.match(block.plain)]
+    return [*head, *middle, *tail]
 
 
 def _without_credits(blocks: list[Block]) -> list[Block]:
@@ -445,8 +453,9 @@ def _without_credits(blocks: list[Block]) -> list[Block]:
     return kept
 
 
-def _without_empty_headings(blocks: list[Block]) -> list[Block]:
-    return [block for block in blocks if block.plain.strip("# ") or block.code or not HEADING.match(block.lines[0])]
+def _without_nothing(blocks: list[Block]) -> list[Block]:
+    """Headings without words, and lines of which nothing is left."""
+    return [block for block in blocks if block.code or any(line.strip("# ") for line in block.lines)]
 
 
 RULES: tuple[Callable[[list[Block]], list[Block]], ...] = (
@@ -456,7 +465,7 @@ RULES: tuple[Callable[[list[Block]], list[Block]], ...] = (
     _without_label_runs,
     _without_edges,
     _without_credits,
-    _without_empty_headings,
+    _without_nothing,
 )
 
 # Medium's pages arrive with everything run together in one line.
@@ -470,9 +479,10 @@ MEDIUM_COLOPHON = "To make Medium work, we log user data."
 
 
 def _without_medium_page(text: str) -> str:
-    head = MEDIUM_HEAD.match(text)
+    head = MEDIUM_HEAD.match(text.lstrip())
     if not head:
         return text
+    text = text.lstrip()
     end = text.find(MEDIUM_END)
     text = text[head.end() : end] if end >= 0 and MEDIUM_COLOPHON in text[end:] else text[head.end() :]
     byline = MEDIUM_BYLINE.search(text, 0, 2000)
