@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from ingestion.crawlers import export, files
+from ingestion.crawlers import article, export, files, repository
 from ingestion.drafts import Crawler
 
 # In this order: the first that accepts a source crawls it; `files` takes whatever is left.
 CRAWLERS = (
+    Crawler("repository", repository.accepts, repository.crawl),
+    Crawler("article", article.accepts, article.crawl),
     Crawler("export", export.accepts, export.crawl),
     Crawler("files", files.accepts, files.crawl),
 )
