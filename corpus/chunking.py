@@ -23,16 +23,17 @@ if TYPE_CHECKING:
     from corpus.embedding import TokenSpans
 
 # Tokens. Boundaries keep this distance while a text can be split so; a chunk above TARGET is split where it can be.
-REACH = 80
-TARGET = 200
+REACH = 90
+TARGET = 220
 LEAST_REACH = 10
 # A section below this many tokens joins a neighbour: a heading with one line says little by itself.
 SMALL_SECTION = 40
 # An unspaced run (base64, minified code) can be one unknown token of any length, so it is also counted by characters.
 LONG_TOKEN = 40
 CHARACTERS_PER_TOKEN = 4
-# After this many rounds a text is so uniform that nothing tells one place from another, and it is cut evenly.
-ROUNDS = 8
+# Where the local rule finds less than one boundary in this many targets, the text is so uniform (a table of zeros, one
+# letter a million times) that nothing tells one place from another, and it is cut evenly.
+UNIFORM = 8
 # Characters that a tokenizer is given at once.
 SLICE = 1 << 15
 
@@ -255,6 +256,8 @@ class _Places:
 
 
 def _chunks(text: str, units: list[Unit], tokenizer: TokenSpans, max_tokens: int) -> list[Chunk]:
+    if not units:
+        return []
     limit = max_tokens - tokenizer.special_tokens
     units, sizes = _sized(text, units, tokenizer, limit)
     places = _Places(text, units, sizes)
@@ -324,22 +327,21 @@ def _section_starts(places: _Places, least: int) -> list[int]:
 def _divide(places: _Places, first: int, last: int, target: int, reach: int, limit: int) -> list[int]:
     """The places at which the units from `first` to `last` are cut, ascending."""
     cuts: list[int] = []
-    pending = [(first, last, reach, 0)]
+    pending = [(first, last, reach)]
     while pending:
-        first, last, reach, rounds = pending.pop()
+        first, last, reach = pending.pop()
         size = places.size(first, last)
         if size <= target or last - first < 2 or (reach < LEAST_REACH and size <= limit):
             continue
         candidates = places.inner(first, last, max(reach, 1))
         if not candidates and reach > 0:
-            pending.append((first, last, reach // 2, 0))
+            pending.append((first, last, reach // 2))
             continue
-        local = rounds < ROUNDS
-        found = places.peaks(candidates, max(reach, 1)) if local else _even(places, first, last, target)
-        if not found:
-            found = [(first + last) // 2]
+        found = places.peaks(candidates, max(reach, 1)) or [(first + last) // 2]
+        if len(found) * UNIFORM * target < size:
+            found = _even(places, first, last, target)
         cuts.extend(found)
-        pending.extend((one, other, reach, rounds + 1) for one, other in pairwise([first, *found, last]))
+        pending.extend((one, other, reach) for one, other in pairwise([first, *found, last]))
     return sorted(cuts)
 
 

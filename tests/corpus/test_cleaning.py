@@ -167,7 +167,7 @@ __Copyright 2023, Ada Keeper
 """
 
 RUN_TOGETHER = (
-    "Tide Tables | Harbour NotesOpen in appSign upSign inWriteSign upSign inTide Tables for EveryoneHow to "
+    "Tide Tables | Harbour NotesOpen in appSign upSign inWriteSign upSign inTop highlightTide Tables for AllHow to "
     "read one.Ada Keeper·FollowPublished inHarbour Notes·16 min read·Mar 16, 20242.1K13ListenShareThe sea rises twice "
     "a day.Nobody knows it better than Ada.Sign up to discover human stories that deepen your understanding of the "
     "world.FreeMore from Ada KeeperTo make Medium work, we log user data. By using Medium, you agree to our Policy."

@@ -1,0 +1,34 @@
+"""The model of the settings' default, built once, and a tokenizer that a person can follow."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from corpus.embedding import Embedder, load_embedder
+from corpus.settings import Settings
+
+
+@dataclass(frozen=True)
+class Words:
+    """A tokenizer whose tokens are words and signs, with one special token at either end."""
+
+    max_tokens: int = 256
+    special_tokens: int = 2
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(self.token_spans(text)) + self.special_tokens for text in texts]
+
+
+@pytest.fixture(scope="session")
+def words() -> Words:
+    return Words()
+
+
+@pytest.fixture(scope="session")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
+    return load_embedder(Settings(home=tmp_path_factory.mktemp("home")))
