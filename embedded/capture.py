@@ -50,7 +50,7 @@ JARS = re.compile(
     r"|openlineage-api|embedded|storage-file)|connect-(api|json|runtime|transforms)|kafka-clients|maven-artifact|re2j"
     r"|commons-lang3|jackson|slf4j-api|log4j)"
 )
-STOP_SECONDS = 2.0
+STOP_SECONDS = 1.5
 
 
 @dataclass
@@ -97,7 +97,8 @@ class Outlet:
                 "message.max.bytes": MAX_MESSAGE_BYTES,
                 "socket.nagle.disable": True,
                 "reconnect.backoff.max.ms": 1_000,
-                "log_level": 3,
+                # A log that is away is told by the status, once, not twice a second.
+                "log_level": 2,
             }
         )
 
