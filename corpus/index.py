@@ -99,7 +99,8 @@ class Place:
 class Record:
     """What the index knows of one document. `version`: source version of the indexed content, None while none is.
 
-    `seen`: the newest source version taken notice of (a redelivered snapshot raises it without a new content version);
+    `seen`: the newest source version taken notice of (the same content delivered again raises it, not `version`);
+    `log`, `offset`: the life of the log and the place in it of the last message that was applied;
     `content_hash`: of the indexed content, computed; `source_hash`: the one that the source's record claims, which an
     edit by hand leaves behind; `text`: the cleaned text of `version`; `places`: its chunks in order.
     """
@@ -122,6 +123,8 @@ class Record:
     crawled_at: datetime | None = None
     crawl_id: str = ""
     text: str = ""
+    log: str = ""
+    offset: int = -1
     failure: Failure | None = None
 
     @property
@@ -254,32 +257,25 @@ class QdrantIndex:
         self._chunks.upsert(new, fence=("version", record.version))
         self._chunks.set_payload(kept, shared)
         self._write(record)
-        self._sweep(record)
+        self._sweep(record, before)
 
-    def touch(self, record: Record, seen: int, source_hash: str, crawled_at: datetime | None) -> None:
-        """The same content was delivered again with version `seen`: remember it, and finish what a crash left."""
-        settled = replace(
-            record, seen=max(seen, record.seen), failure=None, source_hash=source_hash, crawled_at=crawled_at
-        )
+    def touch(self, record: Record, now: Record) -> None:
+        """The content of `record` was delivered again: take over what else `now` says, and finish what a crash left."""
+        names = ("seen", "failure", "source_hash", "crawled_at", "log", "offset")
+        settled = replace(record, **{name: getattr(now, name) for name in names})
         if settled != record:
             payload = msgspec.to_builtins(settled)
-            changed = {name: payload[name] for name in ("seen", "failure", "source_hash", "crawled_at")}
-            self._ledger.set_payload([ledger_point(record.document_id)], changed)
+            self._ledger.set_payload([ledger_point(record.document_id)], {name: payload[name] for name in names})
         self._sweep(record)
 
-    def delete(self, document_id: str, seen: int) -> None:
+    def delete(self, tombstone: Record, before: Record | None) -> None:
         """Remove the document; its record stays as a tombstone so that no older change can bring it back."""
-        record = Record(document_id=document_id, seen=seen, deleted=True)
-        self._write(record)
-        self._sweep(record)
+        self._write(tombstone)
+        self._sweep(tombstone, before)
 
-    def fail(self, record: Record | None, document_id: str, failure: Failure) -> None:
-        """Note why the newest version is not indexed; what was indexed before stays."""
-        if record is None or record.deleted:
-            self._write(Record(document_id=document_id, seen=failure.version, failure=failure))
-        else:
-            payload = {"seen": max(record.seen, failure.version), "failure": msgspec.to_builtins(failure)}
-            self._ledger.set_payload([ledger_point(document_id)], payload)
+    def fail(self, record: Record) -> None:
+        """Write the record of a document whose newest version was refused; what was indexed before stays."""
+        self._write(record)
 
     def close(self) -> None:
         self._chunks.close()
@@ -291,10 +287,14 @@ class QdrantIndex:
         # One above, so that writing the same version again after a crash is not refused.
         self._ledger.upsert([Point(ledger_point(record.document_id), payload)], fence=("seen", record.seen + 1))
 
-    def _sweep(self, record: Record) -> None:
-        """Remove points that an earlier version left."""
+    def _sweep(self, record: Record, before: Record | None = None) -> None:
+        """Remove points that an earlier version left: those known, and whatever a crash left behind unknown."""
         newest = record.seen + 1 if record.deleted else (record.version or 0)
-        self._chunks.delete(Where(equals={"document_id": record.document_id}, below={"version": newest}))
+        owner = {"document_id": record.document_id}
+        left = set(before.chunk_ids if before else ()) - set(record.chunk_ids)
+        if left:
+            self._chunks.delete(Where(equals=owner, at_most={"version": newest}, ids=sorted(left)))
+        self._chunks.delete(Where(equals=owner, below={"version": newest}))
 
     def _words(self, title: str, chunk: Chunk) -> Sparse:
         """Title and headings are words that people search by, so they weigh beside the passage's own."""

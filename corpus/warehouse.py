@@ -128,18 +128,18 @@ class Warehouse:
         )
         return str((record or {})["uuid"])
 
-    def cluster_time(self) -> int:
+    def now(self) -> int:
         """The version of now: a write that is acknowledged later has a version that is not smaller.
 
-        Source: MongoDB's `hello`, `lastWrite.opTime.ts` (else `operationTime`).
+        Source: MongoDB's `hello`, `lastWrite`.
         """
         hello = self._asked(lambda: self._client.admin.command("hello"))
-        stamp = hello.get("lastWrite", {}).get("opTime", {}).get("ts") or hello.get("operationTime")
-        if stamp is None:
+        last = hello.get("lastWrite") or {}
+        if "opTime" not in last:
             raise WarehouseUnavailable(
-                f"MongoDB at {self._address} is no replica set, so no change can be captured: start it with --replSet"
+                f"MongoDB at {self._address} is no replica set, so it tells no changes: start it with --replSet"
             )
-        return source_version(stamp.time, stamp.inc)
+        return source_version(int(last["lastWriteDate"].timestamp() * 1000), last["opTime"]["ts"].inc)
 
     def count(self) -> int:
         """Documents in the warehouse."""

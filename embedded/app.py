@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from corpus.index import QdrantIndex, open_index
 from corpus.settings import Settings, running_addresses
+from streaming.clients import consumer_group
 from streaming.dataflow import feature_dataflow
-from streaming.log import Log, consumer_group
+from streaming.log import Log
 from streaming.progress import Progress
 from streaming.reconcile import disagreement, reenter
 from streaming.runner import DataflowRunner

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from bson import json_util
 
-from corpus.documents import Document, from_record, source_version
+from corpus.documents import ORDER_BITS, Document, from_record, source_version
 
 WAREHOUSE_HEADER = "twin.warehouse"
 UPSERTS = {"r": "snapshot", "c": "create", "u": "update"}
@@ -23,7 +23,10 @@ JSON_OPTIONS = json_util.JSONOptions(tz_aware=True, json_mode=json_util.JSONMode
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A record of the log as it was received; `value` is None for a tombstone."""
+    """A record of the log as it was received; `value` is None for a tombstone.
+
+    `log` names the life of the log that `offset` belongs to: one that lost its messages counts from 0 again.
+    """
 
     topic: str
     partition: int
@@ -31,18 +34,21 @@ class Message:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
+    log: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Upsert:
     """A document is as given.
 
+    `version` is None for a snapshot's read, which has no place in the source's history: Debezium stamps it with the
+    time at which it was sent, and a change committed between the reading and the sending would seem older.
     `source_hash`: the content hash that its record claims (a record edited by hand still has the former one);
     `committed_at`: when its source committed it, None for a snapshot's read.
     """
 
     message: Message
-    version: int
+    version: int | None
     document: Document
     source_hash: str
     committed_at: datetime | None
@@ -90,7 +96,8 @@ Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_000)]
 
 class _Source(msgspec.Struct):
     ts_ms: Milliseconds
-    ord: Annotated[int, msgspec.Meta(ge=0)] | None = 0
+    ord: int | None = 0
+    snapshot: str | bool | None = None
     wallTime: Milliseconds | None = None  # noqa: N815 - the name in Debezium's envelope
 
 
@@ -120,8 +127,8 @@ def decode(message: Message, warehouse: str) -> Event:
         envelope = _ENVELOPE.decode(message.value)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return DeadLetter(message, "decode", f"the value is not a change of Debezium's: {error}", document_id)
-    version = source_version(envelope.source.ts_ms // 1000, envelope.source.ord or 0)
-    if envelope.op == "d":
+    version = _version(envelope)
+    if envelope.op == "d" and version is not None:
         return Delete(message, version, document_id, _committed_at(envelope))
     if envelope.op not in UPSERTS:
         return DeadLetter(message, "decode", f"operation {envelope.op[:20]!r} is not known", document_id, version)
@@ -141,7 +148,7 @@ def decode(message: Message, warehouse: str) -> Event:
         document = from_record(record)
     except (ValueError, OverflowError) as error:  # InvalidDocument is one; a lone surrogate raises another
         return DeadLetter(message, "validate", str(error), document_id, version, source_hash)
-    return Upsert(message, version, document, source_hash, None if envelope.op == "r" else _committed_at(envelope))
+    return Upsert(message, version, document, source_hash, _committed_at(envelope))
 
 
 def newest(events: Sequence[Event]) -> list[Event]:
@@ -169,8 +176,16 @@ def _document_id(key: bytes | None) -> str:
     return str(json_util.loads(_KEY.decode(key)["id"], json_options=JSON_OPTIONS))
 
 
+def _version(envelope: _Envelope) -> int | None:
+    """When the source wrote it; None for a snapshot's read."""
+    order = envelope.source.ord
+    if envelope.op == "r" or order is None or order < 0:
+        return None
+    return source_version(envelope.source.ts_ms, order)
+
+
 def _committed_at(envelope: _Envelope) -> datetime | None:
-    # The wall time has milliseconds; the cluster time, whole seconds, would make every freshness wrong by up to one.
+    """When the source committed it; None for a snapshot's read, and for a repair, whose commit is long ago."""
     moment = envelope.source.wallTime
     return datetime.fromtimestamp(moment / 1000, UTC) if moment else None
 
@@ -186,15 +201,16 @@ def delete_envelope(document_id: str, version: int, database: str, warehouse: st
 
 
 def upsert_envelope(record: Mapping[str, Any], version: int, database: str, warehouse: str) -> Mapping[str, Any]:
-    """Key, value and headers of a document that was missed, in the form that Debezium gives a snapshot's read."""
+    """Key, value and headers of a document that was missed, in the form that Debezium gives an update."""
     after = json_util.dumps(record, json_options=JSON_OPTIONS)
-    return _envelope(record["_id"], version, database, warehouse, "r", after)
+    return _envelope(record["_id"], version, database, warehouse, "u", after)
 
 
 def _envelope(
     document_id: Any, version: int, database: str, warehouse: str, operation: str, after: str | None
 ) -> Mapping[str, Any]:
-    source = {"ts_ms": (version >> 20) * 1000, "ord": version & (2**20 - 1), "db": database, "collection": "documents"}
+    milliseconds, order = version >> ORDER_BITS, version & (2**ORDER_BITS - 1)
+    source = {"ts_ms": milliseconds, "ord": order, "db": database, "collection": "documents"}
     return {
         "key": msgspec.json.encode({"id": json_util.dumps(document_id, json_options=JSON_OPTIONS)}),
         "value": msgspec.json.encode({"before": None, "after": after, "op": operation, "source": source}),

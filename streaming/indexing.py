@@ -6,7 +6,7 @@ This is where a document becomes chunks, and where a delete becomes the deletion
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from corpus.categories import RECIPES, UnknownCategory, category_of, point_ids
@@ -89,20 +89,36 @@ def _document_of(event: Event) -> str | None:
 
 def _prepare(event: Event, ledger: Mapping[str, Record], generation: str, embedder: Embedder) -> Prepared:
     """What to do about an event, given the ledger; a changed document is cleaned and split."""
-    if isinstance(event, Ignored) or event.version is None:
-        return event
     record = ledger.get(_document_of(event) or "")
-    if record is not None and event.version < record.seen:
+    if isinstance(event, Ignored) or (isinstance(event, DeadLetter) and event.document_id is None):
+        return event
+    if record is not None and _overtaken(event, record):
         return Unchanged(event.message, "stale")
     if not isinstance(event, Upsert):
         # Also in the ledger's own version: a crash may have come between the record and the points.
         return event
     if record is not None and record.version is not None and record.content_hash == event.document.content_hash:
         return Same(event, record)
-    return _derive(event, generation, embedder)
+    return _derive(event, _seen(event.version, record), generation, embedder)
 
 
-def _derive(change: Upsert, generation: str, embedder: Embedder) -> Derived | DeadLetter:
+def _overtaken(event: Upsert | Delete | DeadLetter, record: Record) -> bool:
+    """Whether the ledger already has a later state of the document.
+
+    A snapshot's read has no version, but it stands in the log behind everything that was captured before the snapshot
+    began, and every change since then follows it: so it counts unless the log's later messages were applied already.
+    """
+    if event.version is not None:
+        return event.version < record.seen
+    return event.message.log == record.log and event.message.offset < record.offset
+
+
+def _seen(version: int | None, record: Record | None) -> int:
+    """The version to note; a snapshot's read comes right after what the ledger has seen, before any later change."""
+    return version if version is not None else (record.seen if record is not None else 0) + 1
+
+
+def _derive(change: Upsert, version: int, generation: str, embedder: Embedder) -> Derived | DeadLetter:
     """Clean and split by the category's recipe; a document that cannot be is an error as a value."""
     document = change.document
     step = "clean"
@@ -110,7 +126,7 @@ def _derive(change: Upsert, generation: str, embedder: Embedder) -> Derived | De
         recipe = RECIPES[category_of(document.category)]
         text = recipe.clean(document)
         step = "split"
-        chunks = tuple(recipe.split(text, document, embedder))
+        chunks = tuple(recipe.split(text, document, embedder)) if text else ()
     except UnknownCategory as error:
         return _refused(change, "validate", str(error))
     except Exception as error:  # a recipe is open to extension: whatever it raises is about this one document
@@ -119,8 +135,10 @@ def _derive(change: Upsert, generation: str, embedder: Embedder) -> Derived | De
         return _refused(change, "clean", "nothing is left of the text after cleaning")
     record = Record(
         document_id=document.id,
-        seen=change.version,
-        version=change.version,
+        seen=version,
+        version=version,
+        log=change.message.log,
+        offset=change.message.offset,
         content_hash=document.content_hash,
         source_hash=change.source_hash,
         places=places(point_ids(document.id, generation, chunks), chunks),
@@ -162,16 +180,54 @@ def _apply(
     if isinstance(item, Derived):
         return _replace(item, index, ledger.get(item.record.document_id), vectors)
     if isinstance(item, Same):
-        index.touch(item.record, item.change.version, item.change.source_hash, item.change.document.crawled_at)
-        return Unchanged(item.change.message, "same")
+        return _same(item, index)
     if isinstance(item, Delete):
         before = ledger.get(item.document_id)
-        index.delete(item.document_id, item.version)
+        index.delete(
+            Record(
+                document_id=item.document_id,
+                seen=item.version,
+                deleted=True,
+                log=item.message.log,
+                offset=item.message.offset,
+            ),
+            before,
+        )
         return Removed(item, len(before.places) if before else 0)
-    if isinstance(item, DeadLetter) and item.document_id is not None and item.version is not None:
-        failure = Failure(item.version, item.step, item.reason, item.source_hash)
-        index.fail(ledger.get(item.document_id), item.document_id, failure)
+    if isinstance(item, DeadLetter) and item.document_id is not None:
+        index.fail(_failed(item, ledger.get(item.document_id)))
     return item
+
+
+def _same(item: Same, index: QdrantIndex) -> Indexed | Unchanged:
+    """Note the delivery. After a snapshot the log may be a new one, so downstream is told of the document again."""
+    change, record = item.change, item.record
+    message = change.message
+    now = replace(
+        record,
+        seen=record.seen if change.version is None else change.version,
+        failure=None,
+        source_hash=change.source_hash,
+        crawled_at=change.document.crawled_at,
+        log=message.log,
+        offset=message.offset,
+    )
+    index.touch(record, now)
+    if change.version is not None:
+        return Unchanged(message, "same")
+    chunks = tuple(
+        Chunk(position, place.heading_path, record.text[place.start : place.end], place.start, place.end)
+        for position, place in enumerate(record.places)
+    )
+    return Indexed(change, now, chunks, index.vectors(record.chunk_ids), embedded=0, reused=len(chunks), removed=0)
+
+
+def _failed(item: DeadLetter, record: Record | None) -> Record:
+    """The document's record with the failure noted; what was indexed before stays searchable."""
+    seen = _seen(item.version, record)
+    failure = Failure(seen, item.step, item.reason, item.source_hash)
+    kept = Record(document_id=item.document_id or "", seen=seen) if record is None or record.deleted else record
+    return replace(kept, seen=seen, failure=failure, log=item.message.log, offset=item.message.offset)
 
 
 def _replace(

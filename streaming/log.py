@@ -18,10 +18,11 @@ import msgspec
 import numpy as np
 from bytewax.inputs import DynamicSource, StatelessSourcePartition
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 from confluent_kafka import Message as LogMessage
 
 from streaming.changes import DeadLetter, Message
+from streaming.clients import LogFailed, consumer, consumer_group, delivery_failure, life_of, partitions_of, producer
 from streaming.indexing import Indexed, Outcome, Removed
 from streaming.progress import Progress
 
@@ -29,7 +30,6 @@ from streaming.progress import Progress
 BATCH = 32
 POLL_SECONDS = 0.05
 COMMIT_SECONDS = 10.0
-LARGEST_MESSAGE = 64 * 1024 * 1024
 SCHEMA_VERSION = ("schema-version", b"1")
 DOCUMENT_FIELDS = (
     *("document_id", "version", "category", "platform", "author", "author_id", "url", "title", "language"),
@@ -56,10 +56,6 @@ class LogLost(RuntimeError):
     """The log was started anew without its messages: what was read of it says nothing about the new one."""
 
 
-class LogFailed(RuntimeError):
-    """The log refused what it must do; the message says what."""
-
-
 @dataclass(frozen=True, slots=True)
 class Log:
     """Where the dataflow reads and publishes. `epoch()` changes when the log was started anew without its messages."""
@@ -74,40 +70,6 @@ class Log:
 
     def group(self, epoch: str) -> str:
         return consumer_group(self.index_id, epoch)
-
-
-def consumer_group(index_id: str, epoch: str) -> str:
-    """The group whose committed offsets say how far this index has followed this log."""
-    return "-".join(("twin-features", index_id[:8], *([epoch[:8]] if epoch else [])))
-
-
-def consumer(bootstrap: str, group: str, **further: Any) -> Consumer:
-    """A consumer that reads what it is told to and commits only what it is told to."""
-    return Consumer(
-        {
-            "bootstrap.servers": bootstrap,
-            "group.id": group,
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "auto.offset.reset": "earliest",
-            "fetch.wait.max.ms": 10,
-            "fetch.error.backoff.ms": 100,
-            "reconnect.backoff.max.ms": 1000,
-            "fetch.message.max.bytes": LARGEST_MESSAGE,
-            "receive.message.max.bytes": 2 * LARGEST_MESSAGE,
-            "queued.max.messages.kbytes": LARGEST_MESSAGE // 1024,
-            "log_level": 3,
-            **further,
-        }
-    )
-
-
-def partitions_of(reader: Consumer, topic: str, timeout: float = 10.0) -> list[int]:
-    """The partitions of a topic; LogFailed if there is no such topic."""
-    found = reader.list_topics(topic, timeout=timeout).topics[topic]
-    if found.error is not None or not found.partitions:
-        raise LogFailed(f"topic {topic} cannot be read: {found.error or 'it has no partitions'}")
-    return sorted(found.partitions)
 
 
 class ChangeSource(DynamicSource[Message]):
@@ -128,6 +90,7 @@ class ChangeReader(StatelessSourcePartition[Message]):
         self._log, self._progress, self._stop = log, progress, stop
         self._epoch = log.epoch()
         self._consumer = consumer(log.bootstrap, log.group(self._epoch))
+        self._life = life_of(log.bootstrap, log.changes)
         mine = [
             TopicPartition(log.changes, partition)
             for partition in partitions_of(self._consumer, log.changes)
@@ -159,14 +122,14 @@ class ChangeReader(StatelessSourcePartition[Message]):
         # Asked after receiving: the epoch changes before a new log starts, so nothing of the new log gets through.
         if self._log.epoch() != self._epoch:
             raise LogLost("the log was started anew")
-        return [message for message in map(_received, received) if message is not None]
+        return [message for message in (_received(each, self._life) for each in received) if message is not None]
 
     def close(self) -> None:
         self._progress.reads_no_more(self.ends)
         self._consumer.close()
 
 
-def _received(message: LogMessage) -> Message | None:
+def _received(message: LogMessage, life: str) -> Message | None:
     error = message.error()
     if error is not None:
         if error.code() in TRANSIENT and not error.fatal():
@@ -179,6 +142,7 @@ def _received(message: LogMessage) -> Message | None:
         key=_bytes(message.key()),
         value=_bytes(message.value()),
         headers=tuple((str(header[0]), _bytes(header[1])) for header in message.headers() or ()),
+        log=life,
     )
 
 
@@ -201,21 +165,7 @@ class FeatureWriter(StatelessSinkPartition[Outcome]):
         self._log, self._progress, self._generation = log, progress, generation
         # The epoch at the start: offsets of this run are never committed to a log that was started anew.
         self._committer = consumer(log.bootstrap, log.group(log.epoch()))
-        self._producer = Producer(
-            {
-                "bootstrap.servers": log.bootstrap,
-                "acks": "all",
-                # In order without idempotence: an idempotent producer does not survive a log that was started anew.
-                "max.in.flight.requests.per.connection": 1,
-                "compression.type": "lz4",
-                "partitioner": "murmur2_random",
-                "linger.ms": 1,
-                "message.max.bytes": LARGEST_MESSAGE,
-                "message.timeout.ms": 60_000,
-                "reconnect.backoff.max.ms": 1000,
-                "log_level": 3,
-            }
-        )
+        self._producer = producer(log.bootstrap)
         self._failed: list[str] = []
 
     def write_batch(self, items: list[Outcome]) -> None:
@@ -236,11 +186,9 @@ class FeatureWriter(StatelessSinkPartition[Outcome]):
         self._committer.close()
 
     def _delivered(self, error: KafkaError | None, message: LogMessage) -> None:
-        if error is not None:
-            self._failed.append(error.str())
-        elif message.offset() is None or (message.offset() or 0) < 0:
-            # A broker that lost its state may acknowledge what it did not write.
-            self._failed.append("acknowledged without an offset")
+        reason = delivery_failure(error, message)
+        if reason is not None:
+            self._failed.append(reason)
 
     def _count(self, items: Iterable[Outcome]) -> None:
         for outcome in items:

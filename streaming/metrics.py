@@ -17,9 +17,7 @@ class StreamMetrics(Collector):
         self._progress = progress
 
     def collect(self) -> Iterator[Metric]:
-        counts = CounterMetricFamily(
-            "twin_stream", "What became of documents, chunks and messages.", labels=["what"]
-        )
+        counts = CounterMetricFamily("twin_stream", "What became of documents, chunks and messages.", labels=["what"])
         for what, amount in sorted(self._progress.counted().items()):
             counts.add_metric([what], amount)
         yield counts

@@ -9,13 +9,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError
 from confluent_kafka import Message as LogMessage
 
 from corpus.agreement import Disagreement, compare
 from corpus.index import QdrantIndex
 from streaming.changes import delete_envelope, upsert_envelope
-from streaming.log import LARGEST_MESSAGE, LogFailed
+from streaming.clients import LogFailed, delivery_failure, producer
 
 if TYPE_CHECKING:
     from corpus.warehouse import Warehouse
@@ -49,25 +49,16 @@ def reenter(
     Safe for changes that are on their way after all: the version is the warehouse's clock before its state is read, so
     a later change has a later version, and the same content again embeds nothing.
     """
-    version = warehouse.cluster_time()
+    version = warehouse.now()
     identity = warehouse.identity()
     failed: list[str] = []
 
     def delivered(error: KafkaError | None, message: LogMessage) -> None:
-        if error is not None:
-            failed.append(error.str())
+        reason = delivery_failure(error, message)
+        if reason is not None:
+            failed.append(reason)
 
-    producer = Producer(
-        {
-            "bootstrap.servers": bootstrap,
-            "acks": "all",
-            "max.in.flight.requests.per.connection": 1,
-            "partitioner": "murmur2_random",
-            "message.max.bytes": LARGEST_MESSAGE,
-            "message.timeout.ms": 30_000,
-            "log_level": 3,
-        }
-    )
+    outlet = producer(bootstrap)
     upserts = deletes = 0
     present = {record["_id"]: record for record in warehouse.raw_records([*behind, *leftover])}
     for id in (*behind, *leftover):
@@ -78,9 +69,9 @@ def reenter(
         else:
             envelope = upsert_envelope(record, version, database, identity)
             upserts += 1
-        producer.produce(topic, on_delivery=delivered, **envelope)
-        producer.poll(0)
-    producer.flush()
+        outlet.produce(topic, on_delivery=delivered, **envelope)
+        outlet.poll(0)
+    outlet.flush()
     if failed:
         raise LogFailed(f"the log did not take {len(failed)} repairs: {failed[0]}")
     return Repaired(upserts, deletes)

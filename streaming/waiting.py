@@ -18,7 +18,7 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from corpus.agreement import Disagreement
-from streaming.log import LogFailed, consumer, partitions_of
+from streaming.clients import LogFailed, consumer, partitions_of
 
 if TYPE_CHECKING:
     from corpus.warehouse import Warehouse
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PAUSE = 0.02
 RETRY = 0.5
 # Capture may be restarting, or the log may have been: after this a new mark is made.
-PATIENCE = 10.0
+PATIENCE = 3.0
 
 
 class TimedOut(Exception):

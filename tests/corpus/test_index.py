@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -128,7 +129,7 @@ def test_a_new_title_is_found_in_the_chunks_that_were_kept(index: QdrantIndex) -
 def test_a_deleted_document_is_gone_and_its_tombstone_stays(index: QdrantIndex) -> None:
     written(index, "a", ["the zorbital engine"], 5)
 
-    index.delete("a", 9)
+    index.delete(Record(document_id="a", seen=9, deleted=True), index.records(["a"])["a"])
 
     assert found(index, "zorbital") == []
     assert (index.counts().documents, index.counts().chunks) == (0, 0)
@@ -182,7 +183,9 @@ def test_a_crash_between_effects_is_finished_by_the_redelivery(
 def test_filters_narrow_a_search(index: QdrantIndex) -> None:
     old, new = datetime(2020, 1, 1, tzinfo=UTC), datetime(2024, 1, 1, tzinfo=UTC)
     written(index, "a", ["a passage of ada"], 5, author="Ada  Lovelace", category="article", published_at=old)
-    written(index, "b", ["a passage of grace"], 5, author="Grace Hopper", category="code", language="python", crawled_at=new)
+    written(
+        index, "b", ["a passage of grace"], 5, author="Grace Hopper", category="code", language="python", crawled_at=new
+    )
 
     assert found(index, "passage", author="ada lovelace") == ["a passage of ada"]
     assert found(index, "passage", category="code") == ["a passage of grace"]
@@ -194,14 +197,15 @@ def test_filters_narrow_a_search(index: QdrantIndex) -> None:
 
 def test_a_failure_is_noted_beside_what_was_indexed_and_cleared_by_a_redelivery(index: QdrantIndex) -> None:
     record = written(index, "a", ["good"], 5)
-    index.fail(record, "a", Failure(6, "clean", "it is empty"))
-    index.fail(None, "b", Failure(4, "validate", "no title"))
+    index.fail(replace(record, seen=6, failure=Failure(6, "clean", "it is empty")))
+    index.fail(Record(document_id="b", seen=4, failure=Failure(4, "validate", "no title")))
 
     assert index.records(["a"])["a"].failure == Failure(6, "clean", "it is empty")
     assert found(index, "good") == ["good"]
     assert index.records(["b"])["b"].version is None
     assert index.counts().documents == 1
-    index.touch(index.records(["a"])["a"], 7, "hash", None)
+    noted = index.records(["a"])["a"]
+    index.touch(noted, replace(noted, seen=7, failure=None))
     assert index.records(["a"])["a"].failure is None
     assert index.records(["a"])["a"].seen == 7
 
@@ -220,12 +224,12 @@ def test_a_killed_process_loses_nothing_that_was_acknowledged(tmp_path: Path) ->
         f"""
         import os, signal, sys
         sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path.cwd())!r}]
-        from test_index import DIMENSIONS, load, open_index, written
+        from test_index import DIMENSIONS, Record, load, open_index, written
         index = open_index(load({{"TWIN_HOME": {str(tmp_path)!r}}}), "g1", DIMENSIONS)
         for number in range(50):
             written(index, f"d{{number}}", [f"passage {{number}}", f"further {{number}}"], number + 1)
         for number in range(10):
-            index.delete(f"d{{number}}", 100)
+            index.delete(Record(document_id=f"d{{number}}", seen=100, deleted=True), None)
         os.kill(os.getpid(), signal.SIGKILL)
         """
     )

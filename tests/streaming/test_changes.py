@@ -62,17 +62,25 @@ def test_reads_creates_and_updates_are_upserts_of_the_whole_document(operation: 
 
     assert isinstance(event, Upsert)
     assert event.document == DOCUMENT
-    assert event.version == source_version(1_700_000_000, 7)
+    assert event.version == (None if operation == "r" else source_version(1_700_000_000_000, 7))
     assert event.source_hash == DOCUMENT.content_hash
-    committed = datetime(2023, 11, 14, 22, 13, 20, 456000, tzinfo=UTC)
-    assert event.committed_at == (None if operation == "r" else committed)
+    assert event.committed_at == datetime(2023, 11, 14, 22, 13, 20, 456000, tzinfo=UTC)
+
+
+def test_a_snapshots_read_has_no_place_in_the_sources_history() -> None:
+    sent = {"ts_ms": 1_700_000_000_000, "ord": -1, "snapshot": "true", "wallTime": None}
+
+    event = decode(message({"op": "r", "after": after(), "source": sent}), HERE)
+
+    assert isinstance(event, Upsert)
+    assert (event.version, event.committed_at) == (None, None)
 
 
 def test_a_delete_names_its_document_by_the_key() -> None:
     event = decode(message({"op": "d", "after": None, "source": SOURCE}), HERE)
 
     assert isinstance(event, Delete)
-    assert (event.document_id, event.version) == (DOCUMENT.id, source_version(1_700_000_000, 7))
+    assert (event.document_id, event.version) == (DOCUMENT.id, source_version(1_700_000_000_000, 7))
 
 
 def test_an_object_id_keeps_one_spelling() -> None:
@@ -150,7 +158,7 @@ def test_no_json_makes_it_raise(value: Any) -> None:
 
 
 def test_a_repair_reads_as_debezium_would_have_told_it() -> None:
-    version = source_version(1_700_000_123, 45)
+    version = source_version(1_700_000_123_000, 45)
     upsert = decode(Message("t", 0, 0, **upsert_envelope(to_record(DOCUMENT), version, "twin", HERE)), HERE)
     delete = decode(Message("t", 0, 0, **delete_envelope(DOCUMENT.id, version, "twin", HERE)), HERE)
 
@@ -168,7 +176,7 @@ def test_of_several_changes_to_one_document_in_a_batch_the_last_counts() -> None
 
 
 def test_versions_order_as_the_source_does_within_the_bits_that_every_part_keeps() -> None:
-    moments = [(1, 2), (1, 3), (2, 1), (2**31, 5), (2**32 - 1, 2**40)]
+    moments = [(1, 2), (1, 3), (2, 1), (2**40, 5), (2**42 - 1, 2**40)]
 
     versions = [source_version(*moment) for moment in moments]
 
