@@ -64,7 +64,7 @@ def read_text(content: bytes) -> Reading:
 def read_markdown(content: bytes) -> Reading:
     """Markdown with the front matter of static-site generators (YAML between `---` lines), which is taken off."""
     text = decode(content)
-    said, body = _front_matter(text)
+    said, body, below = _front_matter(text)
     tags = said.get("tags")
     metadata = {"tags": [str(tag) for tag in tags if isinstance(tag, str | int)]} if isinstance(tags, list) else {}
     author = said.get("author")
@@ -72,7 +72,7 @@ def read_markdown(content: bytes) -> Reading:
         author = author.get("name")
     return Reading(
         text=body,
-        title=_plain(said.get("title")) or first_heading(body),
+        title=_plain(said.get("title")) or first_heading(below),
         author=_plain(author),
         published_at=moment(said.get("date") or said.get("published")),
         language=_plain(said.get("lang") or said.get("language")),
@@ -224,18 +224,22 @@ def moment(value: object) -> datetime | None:
     return None
 
 
-def _front_matter(text: str) -> tuple[dict[str, Any], str]:
-    """What the front matter says, and the text behind it; a text that only begins with a rule is left whole."""
+def _front_matter(text: str) -> tuple[dict[str, Any], str, str]:
+    """What the front matter says, the text, and what of it is below the front matter.
+
+    Text between rules that is not front matter after all stays in the text.
+    """
     import yaml  # type: ignore[import-untyped]
 
     found = FRONT_MATTER.match(text[:LARGEST_FRONT_MATTER])
     if not found:
-        return {}, text
+        return {}, text, text
+    below = text[found.end() :]
     try:
         said = yaml.safe_load(found.group(1))
     except (yaml.YAMLError, ValueError):
-        return {}, text
-    return (said, text[found.end() :]) if isinstance(said, dict) else ({}, text)
+        return {}, text, below
+    return (said, below, below) if isinstance(said, dict) else ({}, text, below)
 
 
 def _plain(value: object) -> str | None:
