@@ -50,7 +50,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A condition: every `equals` holds (a list: one of them), every bound holds, and the point is one of `ids` if given."""
+    """A condition: every `equals` holds (a list: one of them), every bound holds, the point is one of any `ids`."""
 
     equals: Mapping[str, str | list[str]] = field(default_factory=dict)
     at_least: Mapping[str, int] = field(default_factory=dict)
@@ -315,10 +315,8 @@ def _filter(names: ModuleType, where: Where) -> Any:
     conditions += [names.FieldCondition(key=key, range=bounds(lt=value)) for key, value in where.below.items()]
     if where.ids:
         # The one condition that the two engines spell differently.
-        edge = hasattr(names, "EdgeShard")
-        conditions.append(
-            names.HasIdCondition(set(where.ids)) if edge else names.HasIdCondition(has_id=list(where.ids))
-        )
+        own = {} if hasattr(names, "EdgeShard") else {"has_id": list(where.ids)}
+        conditions.append(names.HasIdCondition(**own) if own else names.HasIdCondition(set(where.ids)))
     return names.Filter(must=conditions)
 
 
