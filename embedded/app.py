@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from corpus.index import QdrantIndex, open_index
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from corpus.warehouse import Warehouse
 
 logger = logging.getLogger(__name__)
+CONNECTOR_INTERVAL = 5.0
 
 
 @dataclass
@@ -87,14 +90,13 @@ class Stream:
         }
 
 
-class Reconciler:
-    """Compares index and warehouse now and then; what differs twice in a row while nothing is under way was missed."""
+class Repeated:
+    """Calls `look` every `interval` seconds in a thread of its own until stopped; one that fails is tried again."""
 
-    def __init__(self, stream: Stream, interval: float) -> None:
-        self._stream, self._interval = stream, interval
+    def __init__(self, name: str, look: Callable[[], None], interval: float) -> None:
+        self._name, self._look, self._interval = name, look, interval
         self._stop = threading.Event()
-        self._suspects: frozenset[str] = frozenset()
-        self._thread = threading.Thread(target=self._run, name="reconcile", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -108,9 +110,17 @@ class Reconciler:
             try:
                 self._look()
             except Exception as error:  # the next look finds out whether what was away is back
-                logger.warning("reconcile could not look: %s: %s", type(error).__name__, error)
+                logger.warning("%s could not look: %s: %s", self._name, type(error).__name__, error)
 
-    def _look(self) -> None:
+
+class Reconciler:
+    """Compares index and warehouse; what differs twice in a row while nothing is under way was missed."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._suspects: frozenset[str] = frozenset()
+
+    def look(self) -> None:
         if self._stream.progress.lag() != 0:
             self._suspects = frozenset()
             return
@@ -119,6 +129,17 @@ class Reconciler:
         if found & self._suspects:
             self._stream.reconcile()
         self._suspects = found
+
+
+def revive_connector(settings: Settings, warehouse_id: str) -> None:
+    """Start the connector at Connect again if it gave up, as it does when MongoDB was away for long."""
+    from ingestion.capture import connector_name, connector_status, restart
+
+    name = connector_name(warehouse_id)
+    status = connector_status(settings.connect_url or "", name)
+    if status.state == "failed":
+        logger.warning("connector %s failed and is started again: %s", name, status.reason)
+        restart(settings.connect_url or "", name)
 
 
 def serve(settings: Settings, *, with_stream: bool) -> None:
@@ -148,11 +169,15 @@ def serve(settings: Settings, *, with_stream: bool) -> None:
         checks = {}
         if with_stream:
             runner = DataflowRunner(stream.dataflow, progress)
-            reconciler = Reconciler(stream, settings.reconcile_interval)
+            watches = [Repeated("reconcile", Reconciler(stream).look, settings.reconcile_interval)]
+            if settings.connect_url is not None:
+                revive = partial(revive_connector, settings, warehouse.identity())
+                watches.append(Repeated("connector", revive, CONNECTOR_INTERVAL))
             stack.callback(runner.stop)
-            stack.callback(reconciler.stop)
             runner.start()
-            reconciler.start()
+            for watch in watches:
+                stack.callback(watch.stop)
+                watch.start()
             checks["stream"] = lambda: _must_run(progress)
         registry = CollectorRegistry()
         registry.register(StreamMetrics(progress))
