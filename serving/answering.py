@@ -36,6 +36,8 @@ QUOTES = 4
 # Meaning is compared for this many sentences only: each costs the embedding model some milliseconds.
 COMPARED = 16
 RELEVANT = 0.2
+# What the index's own order counts beside words and meaning.
+RANK_WEIGHT = 0.15
 NOTHING = "The sources hold nothing that answers this question."
 _MARKER = re.compile(r"\s?\[(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\]")
 _UNFINISHED = re.compile(r"\s?(?:\[[\d\s,;]*)?$")
@@ -198,9 +200,12 @@ def _true_marker(match: re.Match[str], highest: int) -> str:
 
 def extract(embedder: Embedder, question: str, found: Sequence[Passage]) -> Answer:
     """The sentences of the passages that best answer the question, quoted, each with its citation. Blocks."""
-    candidates = [
-        (passage, span) for passage in found for span in sentences(passage.record.text, passage.start, passage.end)
-    ]
+    # Of a sentence that several documents hold, the one in the best passage is enough.
+    distinct: dict[str, tuple[Passage, Span]] = {}
+    for passage in found:
+        for span in sentences(passage.record.text, passage.start, passage.end):
+            distinct.setdefault(" ".join(passage.record.text[span.start : span.end].split()), (passage, span))
+    candidates = list(distinct.values())
     asked = content_terms(question)
     own = [terms(passage.record.text[span.start : span.end]) for passage, span in candidates]
     near = [
@@ -213,7 +218,8 @@ def extract(embedder: Embedder, question: str, found: Sequence[Passage]) -> Answ
     if not candidates or max(max(shared), max(likeness)) < RELEVANT:
         return Answer(NOTHING, "extractive", ())
     scores = [
-        (0.6 * words + 0.4 * meaning) * _worth(passage.record.text[span.start : span.end]) + 0.1 / passage.n
+        (0.6 * words + 0.4 * meaning) * _worth(passage.record.text[span.start : span.end], span.prose)
+        + RANK_WEIGHT * (1 - (passage.n - 1) / len(found))
         for words, meaning, (passage, span) in zip(shared, likeness, candidates, strict=True)
     ]
     held = [frozenset(asked) & frozenset(words) for words in own]
@@ -229,9 +235,16 @@ def extract(embedder: Embedder, question: str, found: Sequence[Passage]) -> Answ
     return Answer(text, "extractive", citations, notice)
 
 
-def _worth(sentence: str) -> float:
-    """Questions and fragments seldom answer anything."""
-    return (0.7 if sentence.rstrip().endswith("?") else 1.0) * (0.7 if len(sentence.split()) < 5 else 1.0)
+def _worth(sentence: str, prose: bool) -> float:
+    """Questions, fragments and code seldom answer a question asked in words."""
+    worth = 1.0 if prose else 0.4
+    if len(sentence) > 400:
+        worth *= 0.8
+    if sentence.endswith("?") or len(sentence.split()) < 5:
+        worth *= 0.7
+    elif sentence[-1] not in ".!…”\"')*_":
+        worth *= 0.85
+    return worth
 
 
 def _likeness(

@@ -1,20 +1,446 @@
-"""The pages for people."""
+"""The pages for people: the chat, the sources, a document with its chunks, the interface's reference, the login."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlencode
 
-from litestar import Request, Response
+import msgspec
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from litestar import Request, Response, get, post
+from litestar.datastructures import CacheControlHeader, Cookie
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter, URLEncodedBody
+from litestar.response import Redirect, Stream
+from litestar.static_files import create_static_files_router
 from litestar.types import ControllerRouterHandler
+
+from corpus.categories import RECIPES
+from corpus.index import Record
+from serving.access import COOKIE, same, session_token
+from serving.answering import Answer, Citation, Event, Finished, Retrieved, Stopped, Token, answering, complete
+from serving.api import (
+    ASK_PASSAGES,
+    AnyRequest,
+    Ask,
+    Counted,
+    Given,
+    counted,
+    event_stream,
+    known_document,
+    listed,
+    unless_gone,
+)
+from serving.documents import matching
+from serving.markup import document_html, html, part, window, with_markers
+from serving.parts import Parts
+from serving.retrieval import InvalidQuestion, checked_question, filters_from, moment
+
+TEMPLATES, STATIC = Path(__file__).with_name("templates"), Path(__file__).with_name("static")
+ROWS = 50
+# Of a document's text: around a citation, and on one page of the whole.
+AROUND, WHOLE = 3_000, 40_000
+FORM_FILTERS = ("author", "category", "since", "until")
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["ago"] = ago
+    environment.filters["exact"] = exact
+    environment.filters["count"] = lambda number: f"{number:,}"
+    environment.globals["fingerprint"] = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in STATIC.iterdir()
+    }
+    return environment
+
+
+def render(name: str, **values: Any) -> str:
+    """The template `name` with these values; every value is escaped unless it is Markup of ours."""
+    return _templates().get_template(name).render(**values)
+
+
+def page(name: str, status: int = 200, **values: Any) -> Response[str]:
+    """A whole page."""
+    return Response(
+        render(name, **values), media_type="text/html", status_code=status, headers={"cache-control": "no-store"}
+    )
+
+
+def ago(moment: datetime | None, now: datetime | None = None) -> str:
+    """How long ago, in one unit; empty for None."""
+    if moment is None:
+        return ""
+    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    if seconds < 45:
+        return "just now"
+    for unit, size, below in (("minute", 60, 3600), ("hour", 3600, 86400), ("day", 86400, 86400 * 60)):
+        if seconds < below:
+            number = max(1, round(seconds / size))
+            return f"{number} {unit}{'s' if number > 1 else ''} ago"
+    days = seconds / 86400
+    return f"{days / 30.44:.0f} months ago" if days < 700 else f"{days / 365.25:.0f} years ago"
+
+
+def exact(moment: datetime | None) -> str:
+    """The moment to the second, in UTC."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC") if moment else ""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownCitation:
+    """A citation and where its passage is shown."""
+
+    citation: Citation
+    address: str
+
+
+def citation_address(citation: Citation) -> str:
+    """The page of the document with the cited words marked."""
+    where = {"version": citation.version, "start": citation.start, "end": citation.end}
+    return f"/documents/{citation.document_id}?{urlencode(where)}#cited"
+
+
+def turn_html(question: str, answer: Answer) -> str:
+    """A question and its answer as they stand in the conversation."""
+    from markupsafe import Markup
+
+    addresses = {each.n: citation_address(each) for each in answer.citations}
+    body = Markup(with_markers(html(answer.answer), addresses.get))  # noqa: S704 - sanitised by markup.html
+    citations = [ShownCitation(each, addresses[each.n]) for each in answer.citations]
+    return render("turn.html", question=question, answer=answer, body=body, citations=citations)
+
+
+@get("/", include_in_schema=False)
+async def chat(
+    request: AnyRequest,
+    parts: Given,
+    metrics: Counted,
+    question: FromQuery[str | None] = None,
+    author: FromQuery[str | None] = None,
+    category: FromQuery[str | None] = None,
+    since: FromQuery[str | None] = None,
+    until: FromQuery[str | None] = None,
+) -> Response[str]:
+    """The conversation; with a question in the address it is answered here, without any script."""
+    from markupsafe import Markup
+
+    chosen = {"author": author or "", "category": category or "", "since": since or "", "until": until or ""}
+    turn, problem = "", ""
+    if question is not None:
+        try:
+            asked = checked_question(question, parts.settings.max_question_characters)
+            answer = await unless_gone(request, complete(parts, asked, filters_from(**chosen), ASK_PASSAGES))
+            metrics.answers.labels(answer.mode).inc()
+            turn = turn_html(asked, answer)
+        except (InvalidQuestion, ConnectionError) as error:
+            problem = str(error)
+    try:
+        counts = await asyncio.to_thread(parts.index.counts)
+    except ConnectionError as error:
+        counts, problem = None, str(error)
+    return page(
+        "chat.html",
+        status=400 if problem and turn == "" and question is not None else 200,
+        turn=Markup(turn),  # noqa: S704 - rendered by a template of ours
+        problem=problem,
+        question=question if problem and question else "",
+        counts=counts,
+        generates=parts.language_model is not None,
+        chosen=chosen,
+        categories=sorted(str(getattr(each, "value", each)) for each in RECIPES),
+        maximum=parts.settings.max_question_characters,
+    )
+
+
+@post("/ask", status_code=200, include_in_schema=False)
+async def ask(data: JSONBody[Ask], parts: Given, metrics: Counted) -> Stream:
+    """The events of an answer for the page's script; the last carries the finished turn as HTML."""
+    question = checked_question(data.question, parts.settings.max_question_characters)
+    events = answering(parts, question, data.filters.filters(), data.limit, data.messages())
+    return event_stream(_page_events(question, counted(events, metrics)))
+
+
+async def _page_events(question: str, events: AsyncGenerator[Event]) -> AsyncGenerator[tuple[str, Any]]:
+    async with aclosing(events):
+        async for event in events:
+            match event:
+                case Retrieved(passages):
+                    titles = list(dict.fromkeys(passage.record.title for passage in passages))
+                    yield "retrieval", {"passages": len(passages), "titles": titles[:3]}
+                case Token(text):
+                    yield "token", {"text": text}
+                case Stopped(reason):
+                    yield "error", {"message": reason}
+                case Finished(answer):
+                    yield "done", {"html": turn_html(question, answer), "answer": answer.answer}
+
+
+@get("/authors", include_in_schema=False)
+async def authors(parts: Given) -> list[str]:
+    """The authors there are, for the filter's suggestions."""
+    return await asyncio.to_thread(lambda: sorted({record.author for record in parts.index.scan() if record.author}))
+
+
+@get("/documents", include_in_schema=False)
+async def sources(
+    parts: Given,
+    words: FromQuery[str | None] = None,
+    author: FromQuery[str | None] = None,
+    category: FromQuery[str | None] = None,
+    state_: Annotated[str | None, QueryParameter(name="state")] = None,
+    since: FromQuery[str | None] = None,
+    until: FromQuery[str | None] = None,
+    offset: Annotated[int, QueryParameter(ge=0)] = 0,
+) -> Response[str]:
+    """Every document with its state, a page at a time."""
+    chosen = {
+        "words": words or "",
+        "author": author or "",
+        "category": category or "",
+        "state": state_ or "",
+        "since": since or "",
+        "until": until or "",
+    }
+    state = {name: name for name in ("indexed", "captured", "failed")}.get(chosen["state"])
+    problem = ""
+    rows: Sequence[Any] = ()
+    everything: list[Any] = []
+    try:
+        everything = await asyncio.to_thread(listed, parts)
+        rows = matching(
+            everything,
+            words=words,
+            author=author or None,
+            category=category or None,
+            state=state,  # type: ignore[arg-type]
+            since=moment(since, "since") if since else None,
+            until=moment(until, "until", last=True) if until else None,
+        )
+    except (InvalidQuestion, ConnectionError) as error:
+        problem = str(error)
+
+    def address(**changed: Any) -> str:
+        given = {name: value for name, value in {**chosen, **changed}.items() if value}
+        return f"/documents?{urlencode(given)}" if given else "/documents"
+
+    return page(
+        "documents.html",
+        rows=rows[offset : offset + ROWS],
+        total=len(rows),
+        everything=len(everything),
+        states={name: sum(row.state == name for row in everything) for name in ("indexed", "captured", "failed")},
+        first=offset,
+        earlier=address(offset=max(0, offset - ROWS)) if offset else None,
+        later=address(offset=offset + ROWS) if offset + ROWS < len(rows) else None,
+        address=address,
+        chosen=chosen,
+        categories=sorted({row.category for row in everything}),
+        authors=sorted({row.author for row in everything})[:500],
+        filtered=any(chosen.values()),
+        problem=problem,
+    )
+
+
+@get("/documents/{document_id:str}", include_in_schema=False)
+async def document(
+    document_id: FromPath[str],
+    parts: Given,
+    version: FromQuery[int | None] = None,
+    start: FromQuery[int | None] = None,
+    end: FromQuery[int | None] = None,
+    offset: Annotated[int, QueryParameter(ge=0)] = 0,
+) -> Response[str]:
+    """The cleaned text of a document, where its chunks begin, and the cited words marked."""
+    shown, record = await asyncio.to_thread(_document_and_record, parts, document_id)
+    text = record.text if record else ""
+    mark = _still_there(record, version, start, end)
+    if mark is not None and not offset and mark[1] > WHOLE:
+        offset = mark[0] - WHOLE // 4
+    first, last = part(text, offset, WHOLE)
+    return page(
+        "document.html",
+        document=shown,
+        body=_body(record, first, last, mark, with_chunks=True) if record else "",
+        moved=start is not None and mark is None,
+        first=first,
+        last=last,
+        length=len(text),
+        earlier=f"/documents/{document_id}?offset={max(0, first - WHOLE)}" if first > 0 else None,
+        later=f"/documents/{document_id}?offset={last}" if last < len(text.rstrip()) else None,
+    )
+
+
+@get("/documents/{document_id:str}/passage", include_in_schema=False)
+async def passage(
+    document_id: FromPath[str],
+    parts: Given,
+    version: FromQuery[int],
+    start: FromQuery[int],
+    end: FromQuery[int],
+) -> Response[str]:
+    """The cited words in their surroundings, for the pane beside the conversation."""
+    shown, record = await asyncio.to_thread(_document_and_record, parts, document_id)
+    mark = _still_there(record, version, start, end)
+    text = record.text if record else ""
+    first, last = window(text, *(mark or (0, 0)), AROUND)
+    place = (
+        next((each for each in record.places if mark and each.start <= mark[0] < each.end), None) if record else None
+    )
+    return page(
+        "passage.html",
+        document=shown,
+        published=record.published_at if record else None,
+        heading_path=place.heading_path if place else (),
+        body=_body(record, first, last, mark, with_chunks=False) if record else "",
+        moved=mark is None,
+        begins=first == 0,
+        ends=last >= len(text.rstrip()),
+        address=f"/documents/{document_id}?{urlencode({'version': version, 'start': start, 'end': end})}#cited",
+    )
+
+
+def _document_and_record(parts: Parts, document_id: str) -> tuple[Any, Record | None]:
+    shown = known_document(parts, document_id)
+    record = parts.index.records([document_id]).get(document_id)
+    return shown, record if record is not None and not record.deleted and record.version is not None else None
+
+
+def _still_there(
+    record: Record | None, version: int | None, start: int | None, end: int | None
+) -> tuple[int, int] | None:
+    """The cited stretch, if the document is still the one that was cited."""
+    if record is None or start is None or end is None or version != record.version:
+        return None
+    return (start, end) if 0 <= start < end <= len(record.text) else None
+
+
+def _body(record: Record, first: int, last: int, mark: tuple[int, int] | None, *, with_chunks: bool) -> Any:
+    from markupsafe import Markup
+
+    chunks = [
+        (place.start - first, number)
+        for number, place in enumerate(record.places, 1)
+        if with_chunks and first <= place.start < last
+    ]
+    inside = (mark[0] - first, mark[1] - first) if mark and mark[0] < last and mark[1] > first else None
+    code = record.category == "code"
+    return Markup(document_html(record.text[first:last], code=code, mark=inside, chunks=chunks))  # noqa: S704 - sanitised
+
+
+@get("/reference", include_in_schema=False)
+async def reference(request: AnyRequest) -> Response[str]:
+    """The interface for programs, from its own OpenAPI schema; nothing is loaded from another host."""
+    schema = request.app.openapi_schema.to_schema()
+    operations = [
+        {
+            "method": method.upper(),
+            "path": path,
+            "summary": operation.get("summary", ""),
+            "description": operation.get("description", ""),
+            "fields": _fields(schema, operation),
+        }
+        for path, methods in sorted(schema["paths"].items())
+        for method, operation in methods.items()
+    ]
+    return page("reference.html", title=schema["info"]["title"], operations=operations)
+
+
+def _fields(schema: Mapping[str, Any], operation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Parameters and the fields of the body, flat, with what each may be."""
+    given = [
+        {
+            "name": each["name"],
+            "place": each["in"],
+            "required": each.get("required", False),
+            "kind": _kind(each["schema"]),
+        }
+        for each in operation.get("parameters", ())
+    ]
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        name = content["schema"].get("$ref", "").rpartition("/")[2]
+        body = schema["components"]["schemas"].get(name, {})
+        given += [
+            {"name": field, "place": "body", "required": field in body.get("required", ()), "kind": _kind(value)}
+            for field, value in body.get("properties", {}).items()
+        ]
+    return given
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    kinds = [_kind(each) for each in (*schema.get("oneOf", ()), *schema.get("anyOf", ()))]
+    named = schema.get("$ref", "").rpartition("/")[2] or schema.get("type") or ""
+    if "enum" in schema:
+        named = " | ".join(str(value) for value in schema["enum"])
+    if isinstance(named, list):
+        named = " | ".join(map(str, named))
+    return " | ".join(dict.fromkeys(filter(None, [str(named), *kinds]))).replace("null", "none")
+
+
+class Login(msgspec.Struct, frozen=True, kw_only=True):
+    """What the login form sends."""
+
+    key: str = ""
+    next: str = "/"
+
+
+@get("/login", include_in_schema=False)
+async def login(next: FromQuery[str] = "/") -> Response[str]:
+    return page("login.html", next=_local(next), problem="")
+
+
+@post("/login", status_code=200, include_in_schema=False)
+async def enter(data: URLEncodedBody[Login], request: AnyRequest, parts: Given) -> Response[Any]:
+    """A key opens the pages: the browser keeps a token that is no key."""
+    if parts.settings.api_keys and not same(data.key, parts.settings.api_keys):
+        return page("login.html", status=401, next=_local(data.next), problem="That key does not open this twin.")
+    cookie = Cookie(
+        key=COOKIE,
+        value=session_token(data.key),
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+        path="/",
+    )
+    return Redirect(_local(data.next), status_code=303, cookies=[cookie])
+
+
+def _local(target: str) -> str:
+    """The target if it is a path of this app, else the first page: a login never leads to another site."""
+    safe = target.startswith("/") and not target.startswith("//") and not set(target) & set("\\\r\n\t")
+    return target if safe else "/"
 
 
 def handlers() -> list[ControllerRouterHandler]:
-    return []
+    """Routes of the pages and their static files."""
+    files = create_static_files_router(
+        path="/static",
+        directories=[STATIC],
+        cache_control=CacheControlHeader(public=True, max_age=31_536_000, immutable=True),
+    )
+    return [chat, ask, authors, sources, document, passage, reference, login, enter, files]
 
 
 def wanted_by(request: Request[Any, Any, Any]) -> bool:
-    return False
+    """Whether this request comes from a person's browser that shows a page."""
+    path = request.url.path
+    programs = ("/api/", "/v1/", "/health/", "/metrics", "/schema", "/static/")
+    return "text/html" in request.headers.get("accept", "") and not path.startswith(programs)
 
 
 def error_page(status: int, message: str) -> Response[str]:
-    return Response(message, status_code=status)
+    """What failed and what to do, as a page."""
+    return page("error.html", status=status, code=status, message=message)

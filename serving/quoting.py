@@ -10,14 +10,18 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 MAX_QUOTE = 700
 _WORDS = re.compile(r"\w+(?:['’]\w+)?")
 _SUFFIX = re.compile(r"(?:['’]s|ing|ied|ies|ed|es|s|ly)$")
 _FENCE = re.compile(r"\s*(```|~~~)")
-_MARKER = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)]|>+)\s+")
+_MARKER = re.compile(r"\s*(?:\\?[-*+•]|\d{1,3}\\?[.)]|>+)\s+")
 _NOT_PROSE = re.compile(r"\s*(?:#{1,6}\s|[-=*_|:\s]+$)")
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]*_]*\s+(?=["'“‘(\[*_]*(\w))|[。！？]\s*""")
+# Extraction from web pages may glue one paragraph to the next; only a suspiciously long sentence is read so.
+_GLUED = re.compile(r"(?<=[a-z]{2})\.(?=[A-Z][a-z ])|[!?](?=[A-Z])|(?<=[A-Z]{2})\.(?=[A-Z][a-z])")
+LONG_SENTENCE = 300
 _ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|Dr|Mr|Mrs|Ms|Prof|Fig|No|St|approx)|\b[A-Z])\.$")
 STOP_WORDS = frozenset(
     re.findall(
@@ -35,10 +39,11 @@ STOP_WORDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A sentence, list item or short piece of code: `text[start:end]`."""
+    """A sentence, a list item, or (not `prose`) a short piece of code: `text[start:end]`."""
 
     start: int
     end: int
+    prose: bool = True
 
 
 def terms(text: str) -> list[str]:
@@ -54,7 +59,7 @@ def content_terms(question: str) -> list[str]:
 
 
 def _stem(word: str) -> str:
-    stem = _SUFFIX.sub("", word) if len(word) > 4 else word
+    stem = _SUFFIX.sub("", word).removesuffix("e") if len(word) > 4 else word
     return stem if len(stem) >= 3 else word
 
 
@@ -97,18 +102,24 @@ def _blocks(text: str, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
 
 
 def _pieces(text: str, start: int, end: int, prose: bool) -> Iterator[Span]:
+    ends = [*(_sentence_ends(text, start, end) if prose else ()), end]
+    for begin, stop in pairwise([start, *ends]):
+        glued = [match.end() for match in _GLUED.finditer(text, begin, stop)] if stop - begin > LONG_SENTENCE else []
+        for first, last in pairwise([begin, *(glued if prose else ()), stop]):
+            yield from _within_limit(text, first, last, prose)
+
+
+def _sentence_ends(text: str, start: int, end: int) -> Iterator[int]:
     begin = start
-    if prose:
-        for match in _SENTENCE_END.finditer(text, start, end):
-            following = match[1]
-            if following and (following.islower() or _ABBREVIATION.search(text, begin, match.start() + 1)):
-                continue
-            yield from _within_limit(text, begin, match.end())
-            begin = match.end()
-    yield from _within_limit(text, begin, end)
+    for match in _SENTENCE_END.finditer(text, start, end):
+        following = match[1]
+        if following and (following.islower() or _ABBREVIATION.search(text, begin, match.start() + 1)):
+            continue
+        begin = match.end()
+        yield begin
 
 
-def _within_limit(text: str, start: int, end: int) -> Iterator[Span]:
+def _within_limit(text: str, start: int, end: int, prose: bool) -> Iterator[Span]:
     while start < end and text[start].isspace():
         start += 1
     while end > start and text[end - 1].isspace():
@@ -117,12 +128,12 @@ def _within_limit(text: str, start: int, end: int) -> Iterator[Span]:
         reach = start + MAX_QUOTE
         cut = max(text.rfind("\n", start + 1, reach), text.rfind(" ", start + 1, reach))
         cut = cut if cut > start else reach
-        yield Span(start, cut)
+        yield Span(start, cut, prose)
         start = cut
         while start < end and text[start].isspace():
             start += 1
     if start < end:
-        yield Span(start, end)
+        yield Span(start, end, prose)
 
 
 def rarities(documents: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -131,7 +131,7 @@ def test_every_answer_forbids_what_a_page_of_ours_never_does(harbour: Any, path:
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
     assert "unsafe" not in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff"
-    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["referrer-policy"] == "same-origin"
 
 
 def test_loopback_is_what_never_leaves_the_machine() -> None:

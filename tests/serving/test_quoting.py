@@ -76,6 +76,12 @@ def test_a_sentence_longer_than_a_quotation_is_cut_between_words() -> None:
     assert " ".join(pieces).split() == text.split()
 
 
+def test_a_long_run_of_glued_sentences_is_cut_and_a_dotted_name_is_not() -> None:
+    text = "It keeps our data.Why Mongo?We wanted a store that takes any shape of text " + "and more " * 30 + "in it."
+    assert cut(text)[:2] == ["It keeps our data.", "Why Mongo?"]
+    assert cut("Use torch.Tensor here.") == ["Use torch.Tensor here."]
+
+
 def test_words_compare_without_case_and_common_endings() -> None:
     assert terms("Stations reported") == terms("station reports")
     assert content_terms("What does the ZQbacedi station report?") == ["zqbacedi", "station", "report"]
