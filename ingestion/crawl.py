@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 from corpus.categories import UnknownCategory, category_of
 from corpus.documents import Document, InvalidDocument, canonical_url, new_document
 from corpus.settings import Settings, without_password
-from corpus.warehouse import Saved, Warehouse, refusal
+from corpus.warehouse import Saved, Warehouse, WarehouseUnavailable, refusal
 from ingestion.crawlers import crawler_of
-from ingestion.drafts import Covered, Draft, Failed, Options, Unchanged
+from ingestion.drafts import Covered, Draft, Failed, Item, Options, Unchanged
 from ingestion.language import natural_language
 
+logger = logging.getLogger(__name__)
 UNKNOWN_AUTHOR = "Unknown"
 # Small enough that the first documents are on their way to the index while the rest is still being read.
 BATCH = 32
@@ -103,7 +105,7 @@ class _Run:
 
     def take(self, source: str) -> None:
         """Crawl one source."""
-        for item in crawler_of(source).crawl(source, self.options):
+        for item in _guarded(source, self.options):
             if isinstance(item, Covered):
                 self.covered.append(canonical_url(item.prefix))
                 continue
@@ -170,6 +172,17 @@ class _Run:
             return Failed(draft.source, str(error), draft.url)
         refused = refusal(document)
         return Failed(draft.source, refused, document.url) if refused else document
+
+
+def _guarded(source: str, options: Options) -> Iterator[Item]:
+    """The items of a source; a fault of its crawler costs what is left of this source only."""
+    try:
+        yield from crawler_of(source).crawl(source, options)
+    except WarehouseUnavailable:
+        raise
+    except Exception as error:
+        logger.warning("crawling %s failed", without_password(source), exc_info=True)
+        yield Failed(source, f"cannot be crawled ({type(error).__name__}: {str(error)[:200]})", lost=True)
 
 
 def _wrong(draft: Draft, settings: Settings) -> str | None:

@@ -76,11 +76,12 @@ def fetch(
     seen: list[str] = []
     patient = True
     while True:
+        _check_address(url)
         before(url)
         response = _get(url, limits, headers, deadline)
         if response.status in REDIRECTING and "location" in response.headers:
             seen.append(url)
-            url = urljoin(url, response.headers["location"])
+            url = _redirected(url, response.headers["location"])
             if url in seen:
                 raise FetchFailed(f"redirects in a circle ({url})")
             if len(seen) > REDIRECTS:
@@ -128,16 +129,29 @@ def _is_public(address: str) -> bool:
     return number.is_global and not number.is_multicast and (inner is None or inner.is_global)
 
 
-def _get(url: str, limits: Limits, headers: Mapping[str, str], deadline: float) -> Response:
+def _check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise FetchFailed(f"is not a valid address ({url[:200]})") from error
     if parts.scheme not in ("http", "https") or not host:
         raise FetchFailed(f"leads to {url[:200]!r}, which is not of http or https")
+    if parts.username is not None:
+        raise FetchFailed("has a password in its address: what is behind a login is not fetched")
+
+
+def _redirected(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError as error:
+        raise FetchFailed(f"redirects to what is no address ({location[:200]!r})") from error
+
+
+def _get(url: str, limits: Limits, headers: Mapping[str, str], deadline: float) -> Response:
+    parts = urlsplit(url)
     secure = parts.scheme == "https"
-    port = port or (443 if secure else 80)
+    host, port = parts.hostname or "", parts.port or (443 if secure else 80)
     addresses = public_addresses(host, port, limits.allow_private_addresses)
     connection = http.client.HTTPConnection(host, port)
     try:
@@ -159,7 +173,8 @@ def _get(url: str, limits: Limits, headers: Mapping[str, str], deadline: float) 
     except ssl.SSLError as error:
         raise FetchFailed(f"has no valid certificate ({error.reason or error})") from error
     except (OSError, http.client.HTTPException, zlib.error, UnicodeError) as error:
-        raise FetchFailed(f"cannot be fetched: {type(error).__name__} {str(error)[:200]}".strip()) from error
+        said = getattr(error, "strerror", None) or f"{type(error).__name__} {str(error)[:200]}"
+        raise FetchFailed(f"cannot be fetched: {said.strip()}") from error
     finally:
         connection.close()
 

@@ -21,7 +21,7 @@ SHORTEST_ARTICLE = 100
 # fmt: off
 NEVER_TEXT = frozenset((
     "script", "style", "noscript", "template", "svg", "canvas", "iframe", "object", "form", "button", "input", "select",
-    "textarea", "nav", "aside", "dialog", "head", "audio", "video", "menu",
+    "textarea", "nav", "aside", "dialog", "title", "audio", "video", "menu",
 ))
 NOT_ARTICLE_ROLES = frozenset((
     "navigation", "complementary", "search", "dialog", "alertdialog", "banner", "contentinfo",
@@ -42,6 +42,7 @@ NOT_ARTICLE_NAMES = re.compile(
 LINE_NUMBERS = re.compile(r"(^|[-_ ])(linenos?|line-?numbers?|gutter|ln-numbers?|rouge-gutter)($|[-_ ])")
 CODE_LANGUAGE = re.compile(r"(?:^|\s)(?:lang(?:uage)?-|highlight-source-|brush:\s*)([\w+#.-]+)")
 CODE_FRAMES = frozenset(("sourcecode", "sourceCode"))
+CONTAINERS = frozenset(("body", "center", "div", "main", "section", "table", "tbody", "td", "tr"))
 EMPHASIS = {"strong": "**", "b": "**", "em": "*", "i": "*", "del": "~~", "s": "~~"}
 CODE_SPANS = frozenset(("code", "kbd", "samp", "tt"))
 OUTSIDE_LINKS = etree.XPath(".//text()[not(ancestor::a)]")
@@ -73,11 +74,11 @@ def read_page(content: bytes, address: str | None, charset: str | None, shortest
     said = _said(root)
     canonical = next((link.get("href") for link in root.iter("link") if _has(link.get("rel"), "canonical")), None)
     base = next((tag.get("href") for tag in root.iter("base") if tag.get("href")), None)
-    place = urljoin(address or "", base or "") or None
+    place = _joined(address, base or "") or address
     _drop_page_parts(root)
     article = _article(root)
-    text = "\n\n".join(_blocks(article, place)).strip() if article is not None else ""
-    mass = _mass(article) if article is not None else 0
+    text = "\n\n".join(_blocks(article, place)).strip()
+    mass = _mass(article)
     if mass < shortest:
         raise Unreadable(f"has no article: {mass} characters of running text on the page")
     return Reading(
@@ -86,7 +87,7 @@ def read_page(content: bytes, address: str | None, charset: str | None, shortest
         author=said["author"],
         published_at=moment(said["published"]) or moment(_first_time(article)),
         language=said["language"],
-        canonical_url=urljoin(address, canonical) if address and canonical else canonical,
+        canonical_url=_joined(address, canonical) if canonical else None,
     )
 
 
@@ -218,10 +219,7 @@ def _remove(element: HtmlElement) -> None:
         element.drop_tree()
 
 
-def _article(root: HtmlElement) -> HtmlElement | None:
-    body = next(root.iter("body"), None)
-    if body is None:
-        return None
+def _article(body: HtmlElement) -> HtmlElement:
     whole = _mass(body)
     bodies = [element for element in body.iter(etree.Element) if _has(element.get("itemprop"), "articlebody")]
     articles = [element for element in body.iter("article") if next(element.iterancestors("article"), None) is None]
@@ -232,11 +230,12 @@ def _article(root: HtmlElement) -> HtmlElement | None:
         if best is not None and _mass(best) >= 0.5 * whole:
             return best
     found = body
-    while child := next((child for child in found if child.tag in BLOCKS and _mass(child) >= 0.8 * _mass(found)), None):
-        if child.tag in ("p", "pre", "ul", "ol", "table", "blockquote", *HEADINGS):
-            break
+    while True:
+        most = 0.8 * _mass(found)
+        child = next((child for child in found if child.tag in CONTAINERS and _mass(child) >= most), None)
+        if child is None:
+            return found
         found = child
-    return found
 
 
 def _mass(element: HtmlElement) -> int:
@@ -244,13 +243,13 @@ def _mass(element: HtmlElement) -> int:
     return sum(len("".join(text.split())) for text in OUTSIDE_LINKS(element))
 
 
-def _heading(article: HtmlElement | None) -> str | None:
-    found = next(article.iter("h1", "h2"), None) if article is not None else None
+def _heading(article: HtmlElement) -> str | None:
+    found = next(article.iter("h1", "h2"), None)
     return _line(found.text_content()) if found is not None else None
 
 
-def _first_time(article: HtmlElement | None) -> str | None:
-    found = next((time.get("datetime") for time in article.iter("time")), None) if article is not None else None
+def _first_time(article: HtmlElement) -> str | None:
+    found = next((time.get("datetime") for time in article.iter("time")), None)
     return str(found) if found else None
 
 
@@ -441,11 +440,18 @@ def _formula(element: HtmlElement) -> str | None:
     return None
 
 
-def _absolute(target: str, place: str | None) -> str:
+def _joined(place: str | None, target: str) -> str | None:
+    """The address that a page at `place` means by `target`; None for what is no address."""
     try:
         joined = urljoin(place or "", target.strip())
+        urlsplit(joined)
     except ValueError:
-        return ""
+        return None
+    return joined or None
+
+
+def _absolute(target: str, place: str | None) -> str:
+    joined = _joined(place, target) or ""
     return joined.replace(" ", "%20").replace("(", "%28").replace(")", "%29")
 
 

@@ -39,9 +39,6 @@ def accepts(source: str) -> bool:
 def crawl(source: str, options: Options) -> Iterator[Item]:
     """The article at the address, if it changed since it was fetched."""
     settings = options.settings
-    if "@" in urlsplit(source).netloc:
-        yield Failed(source, "has a password in its address: articles behind a login are not crawled", lost=True)
-        return
     limits = Limits(settings.crawl_timeout, settings.max_document_bytes, settings.allow_private_addresses)
     agent = user_agent(settings.crawl_contact)
     known = _comparable(options.fetched(source), options)

@@ -136,6 +136,9 @@ def draft(
         reading = (reader(name) or reader("any.txt"))(content)  # type: ignore[misc]
     except Unreadable as error:
         return Failed(source, str(error), url)
+    except Exception as error:
+        # Parsers of strangers' files fail in ways that nobody listed; that costs this file only.
+        return Failed(source, f"cannot be read ({type(error).__name__}: {str(error)[:200]})", url)
     return Draft(
         source=source,
         url=url,

@@ -84,16 +84,21 @@ class Site:
         self.pages[path] = answer(200, body, {"Content-Type": kind, **headers})
         return self.url(path)
 
+    @staticmethod
+    def answer(status: int, body: str | bytes = b"", headers: dict[str, str] | None = None) -> Answer:
+        """What a path answers when asked."""
+        return answer(status, body, headers or {})
+
     def paths(self) -> list[str]:
         return [path for path, _ in self.asked]
 
 
-def answer(status: int, body: str | bytes = b"", headers: dict[str, str] | None = None) -> Answer:
+def answer(status: int, body: str | bytes, headers: dict[str, str]) -> Answer:
     content = body.encode() if isinstance(body, str) else body
 
     def write(request: BaseHTTPRequestHandler) -> None:
         request.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
             request.send_header(name.replace("_", "-"), value)
         request.end_headers()
         request.wfile.write(content)
@@ -106,7 +111,7 @@ def site() -> Iterator[Site]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             shown.asked.append((self.path, dict(self.headers.items())))
-            shown.pages.get(self.path, answer(404, "no such page"))(self)
+            shown.pages.get(self.path, answer(404, "no such page", {}))(self)
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
