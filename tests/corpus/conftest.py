@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -30,5 +31,11 @@ def words() -> Words:
 
 
 @pytest.fixture(scope="session")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    return load_embedder(Settings(home=tmp_path_factory.mktemp("home")))
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which the default model has been built."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def embedder(home: Path) -> Embedder:
+    return load_embedder(Settings(home=home))
