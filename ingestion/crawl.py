@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from corpus.categories import UnknownCategory, category_of
-from corpus.documents import Document, InvalidDocument, canonical_url, new_document
+from corpus.categories import category_of
+from corpus.documents import Document, canonical_url, new_document
 from corpus.settings import Settings, without_password
 from corpus.warehouse import Saved, Warehouse, WarehouseUnavailable, refusal
 from ingestion.crawlers import crawler_of
@@ -168,7 +168,8 @@ class _Run:
                 crawl_id=self.id,
                 crawled_at=self.started_at,
             )
-        except (InvalidDocument, UnknownCategory, OverflowError) as error:
+        except (ValueError, OverflowError) as error:
+            # InvalidDocument, UnknownCategory, and what the standard library says of addresses and dates.
             return Failed(draft.source, str(error), draft.url)
         refused = refusal(document)
         return Failed(draft.source, refused, document.url) if refused else document
@@ -211,7 +212,7 @@ def _wrong(draft: Draft, settings: Settings) -> str | None:
 def _canonical(url: str) -> str:
     try:
         return canonical_url(url)
-    except InvalidDocument:
+    except ValueError:
         return url
 
 

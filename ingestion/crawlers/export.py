@@ -62,7 +62,7 @@ def _draft(entry: object, source: str, options: Options) -> Draft | Failed:
         title=fields["title"] or first_heading(text) or url,
         text=text,
         category=options.category or fields["category"] or "article",
-        platform=fields["platform"] or urlsplit(url).hostname or "export",
+        platform=fields["platform"] or _host(url) or "export",
         author=fields["author"],
         author_id=fields["author_id"],
         published_at=moment(_plain_date(entry.get("published_at"))),
@@ -95,6 +95,14 @@ def _record(entry: Mapping[str, Any]) -> dict[str, Any]:
         "author": entry.get("author_name"),
         "author_id": entry.get("author_id"),
     }
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        # The document will be refused for its address, with the others unharmed.
+        return None
 
 
 def _plain_date(value: object) -> object:

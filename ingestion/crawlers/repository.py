@@ -165,7 +165,7 @@ def _home(address: str) -> str:
     """The repository's own address: of its page where there is one. A local one is not mixed up with its files."""
     scp = SCP_LIKE.match(address)
     if address.startswith("file:"):
-        return PREFIX + address.rstrip("/")
+        return PREFIX + address.replace("file://", "file:", 1).rstrip("/")
     parts = urlsplit(f"https://{scp[1]}/{scp[2]}" if scp else address)
     host = (parts.hostname or "") + (f":{parts.port}" if parts.port and parts.scheme.startswith("http") else "")
     scheme = parts.scheme if parts.scheme == "http" else "https"
@@ -206,7 +206,8 @@ def _clone(address: str, clone: Path, settings: Settings) -> None:
             _watch(process, clone, settings)
         except BaseException:
             # With its own session, so that the transports that it started end too.
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             raise
         told = process.stderr.read().decode("utf-8", "replace") if process.stderr else ""
     if process.returncode != 0:
