@@ -146,7 +146,7 @@ async def find(data: JSONBody[Search], parts: Given) -> list[Hit]:
 @get("/api/documents", summary="The documents of the warehouse and their state")
 async def documents(
     parts: Given,
-    limit: Annotated[int, QueryParameter(ge=1, le=1000)] = 50,
+    limit: Annotated[int, QueryParameter(ge=1, le=10_000)] = 50,
     offset: Annotated[int, QueryParameter(ge=0)] = 0,
     words: FromQuery[str | None] = None,
     author: FromQuery[str | None] = None,

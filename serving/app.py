@@ -56,10 +56,10 @@ def create_app(parts: Parts) -> Litestar:
 def answered_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     """Every error as JSON in one shape, or as a page where a person reads; never with a traceback."""
     status, message, kind = _told(error)
-    if status >= 500:
-        log.error(
-            "%s %s failed: %s", request.method, request.url.path, message, exc_info=error if status == 500 else None
-        )
+    if status == 500:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    elif status > 500:
+        log.warning("%s %s: %s", request.method, request.url.path, message)
     if pages.wanted_by(request):
         return pages.error_page(status, message)
     return Response(error_body(message, kind, request.url.path), status_code=status, media_type="application/json")
@@ -72,6 +72,8 @@ def _told(error: Exception) -> tuple[int, str, str]:
         return 400, "the request is not valid UTF-8", KINDS[400]
     if isinstance(error, HTTPException) and not isinstance(error, InternalServerException):
         return error.status_code, _detail(error), KINDS.get(error.status_code, "error")
+    if isinstance(error, api.ClientGone):
+        return 499, "the client hung up", "client_gone"
     if isinstance(error, ConnectionError):
         # The index, the warehouse and their like: away for the moment, and they say so themselves.
         return 503, str(error) or "a part of the app is not available at the moment", "unavailable"

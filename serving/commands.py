@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from corpus.settings import Settings
 
-PAGE = 1000
+PAGE = 10_000
 FILTERS = ("author", "category", "platform", "language", "since", "until")
 
 

@@ -84,7 +84,7 @@ def test_ask_prints_the_answer_and_then_its_sources(settings: Settings, capsys: 
 def test_documents_are_listed_over_all_pages(
     settings: Settings, harbour: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number in range(1_100):
+    for number in range(10_100):
         harbour.add(f"Text {number}", "Short.")
     assert twin(settings, "documents", "list", "--json") == 0
     rows = json.loads(capsys.readouterr().out)

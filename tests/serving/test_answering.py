@@ -1,0 +1,64 @@
+"""What a model says is passed on as it comes, but no number in it names a source that does not exist."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.answering import checked
+
+TEXT = st.lists(
+    st.sampled_from(["word", " ", "[", "]", "1", "2", "17", ",", "; ", "`", "```", "\n", "[1]", " [3, 9]"]), max_size=30
+)
+
+
+def passed_on(pieces: Sequence[str], highest: int = 3) -> list[str]:
+    async def spoken() -> AsyncGenerator[str]:
+        for piece in pieces:
+            yield piece
+
+    async def collected() -> list[str]:
+        return [piece async for piece in checked(spoken(), highest)]
+
+    return asyncio.run(collected())
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("So it is [1].", "So it is [1]."),
+        ("So it is [9].", "So it is."),
+        ("So [1, 2; 8] it is", "So [1][2] it is"),
+        ("None [0] here [004]", "None here"),
+        ("`a[7]` and\n```\nb[8]\n``` then [8]", "`a[7]` and\n```\nb[8]\n``` then"),
+        ("A list [a, b] and [1", "A list [a, b] and [1"),
+    ],
+)
+def test_only_numbers_of_passages_remain(said: str, shown: str) -> None:
+    assert "".join(passed_on([said])) == shown
+
+
+@given(TEXT, st.data())
+@settings(deadline=None)
+def test_however_the_words_arrive_the_same_is_shown(pieces: list[str], data: st.DataObject) -> None:
+    whole = "".join(pieces)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=8)))
+    split = [whole[start:end] for start, end in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    assert "".join(passed_on(split)) == "".join(passed_on([whole]))
+
+
+@given(TEXT)
+@settings(deadline=None)
+def test_outside_of_code_no_false_number_is_left(pieces: list[str]) -> None:
+    shown = "".join(passed_on(pieces))
+    prose = "".join(shown.split("`")[::2])
+    assert all(1 <= int(number) <= 3 for number in re.findall(r"\[(\d{1,3})\]", prose))
+
+
+def test_nothing_is_held_back_longer_than_it_must() -> None:
+    assert passed_on(["One", " two", " [", "1", "] three"]) == ["One", " two", " [1] three"]
