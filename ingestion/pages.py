@@ -192,13 +192,19 @@ def _drop_page_parts(root: HtmlElement) -> None:
     for element in list(root.iter(etree.Element)):
         if element.getparent() is None or element.tag in ("html", "body", "main", "article"):
             continue
-        if _is_hidden(element) or (_is_page_part(element) and _mass(element) < most):
+        if _is_hidden(element) or _is_line_numbers(element) or (_is_page_part(element) and _mass(element) < most):
             _remove(element)
 
 
 def _is_hidden(element: HtmlElement) -> bool:
     style = (element.get("style") or "").replace(" ", "").lower()
     return element.get("hidden") is not None or "display:none" in style or "visibility:hidden" in style
+
+
+def _is_line_numbers(element: HtmlElement) -> bool:
+    return (
+        element.tag in ("td", "pre", "span") and LINE_NUMBERS.search((element.get("class") or "").lower()) is not None
+    )
 
 
 def _is_page_part(element: HtmlElement) -> bool:
@@ -241,6 +247,10 @@ def _article(body: HtmlElement) -> HtmlElement:
 def _mass(element: HtmlElement) -> int:
     """Characters of text outside links."""
     return sum(len("".join(text.split())) for text in OUTSIDE_LINKS(element))
+
+
+def _length(element: HtmlElement) -> int:
+    return len("".join(element.text_content().split()))
 
 
 def _heading(article: HtmlElement) -> str | None:
@@ -306,15 +316,11 @@ def _block(element: HtmlElement, place: str | None) -> list[str]:
 def _list(element: HtmlElement, place: str | None) -> list[str]:
     items: list[str] = []
     loose = False
-    for child in element:
-        blocks = _block(child, place) if child.tag in BLOCKS else [_tidy(_inline(child, place))]
-        if not any(blocks):
-            continue
+    for blocks in _items(element, place):
         mark = f"{len(items) + 1}. " if element.tag == "ol" else "- "
-        texts = [block for block in blocks if block]
         # A list within an item stands close to it; other blocks need a blank line.
-        joined = texts[0]
-        for block in texts[1:]:
+        joined = blocks[0]
+        for block in blocks[1:]:
             close = re.match(r"(- |\d+\. )", block) is not None
             loose = loose or not close
             joined += ("\n" if close else "\n\n") + block
@@ -323,21 +329,34 @@ def _list(element: HtmlElement, place: str | None) -> list[str]:
     return [("\n\n" if loose else "\n").join(items)] if items else []
 
 
+def _items(element: HtmlElement, place: str | None) -> Iterator[list[str]]:
+    """The blocks of each item of a list; text that stands between the items is one too."""
+    yield from _stray(element.text)
+    for child in element:
+        blocks = _block(child, place) if child.tag in BLOCKS else [_tidy(_inline(child, place))]
+        if any(blocks):
+            yield [block for block in blocks if block]
+        yield from _stray(child.tail)
+
+
+def _stray(text: str | None) -> Iterator[list[str]]:
+    if tidy := _tidy(_text(text)):
+        yield [tidy]
+
+
 def _table(table: HtmlElement, place: str | None) -> list[str]:
     """Rows of cells; a table that only lays out blocks (code beside its line numbers) is read as those blocks."""
     rows = [
-        [
-            cell
-            for cell in row
-            if cell.tag in ("td", "th") and not LINE_NUMBERS.search((cell.get("class") or "").lower())
-        ]
+        [cell for cell in row if cell.tag in ("td", "th")]
         for row in table.iter("tr")
         if next(row.iterancestors("table"), None) is table
     ]
     cells = [cell for row in rows for cell in row]
+    captions = list(table.iterchildren("caption"))
     layout = any(next(cell.iter("pre", "table", "ul", "ol", *HEADINGS), None) is not None for cell in cells)
-    if layout or max((len(row) for row in rows), default=0) < 2:
-        return [block for cell in cells for block in _blocks(cell, place)]
+    astray = _length(table) > sum(map(_length, [*cells, *captions]))
+    if layout or astray or max((len(row) for row in rows), default=0) < 2:
+        return _blocks(table, place)
     width = max(len(row) for row in rows)
     lines = [
         [" ".join(" ".join(_blocks(cell, place)).split()).replace("|", "\\|") for cell in row]
@@ -346,8 +365,10 @@ def _table(table: HtmlElement, place: str | None) -> list[str]:
         if row
     ]
     shown = ["| " + " | ".join(line) + " |" for line in lines]
-    caption = [_tidy(_insides(element, place)) for element in table.iter("caption")]
-    return [*filter(None, caption), "\n".join([shown[0], "|" + " --- |" * width, *shown[1:]])]
+    return [
+        *filter(None, (_tidy(_insides(caption, place)) for caption in captions)),
+        "\n".join([shown[0], "|" + " --- |" * width, *shown[1:]]),
+    ]
 
 
 def _code(element: HtmlElement) -> list[str]:
@@ -360,8 +381,6 @@ def _code(element: HtmlElement) -> list[str]:
 
 
 def _code_text(element: HtmlElement) -> Iterator[str]:
-    if LINE_NUMBERS.search((element.get("class") or "").lower()):
-        return
     yield element.text or ""
     for child in element:
         if child.tag == "br":

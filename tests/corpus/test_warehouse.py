@@ -140,17 +140,16 @@ def test_a_warehouse_keeps_its_identity_and_another_has_its_own(settings: Settin
     assert identity(f"test-{uuid.uuid4()}") != identity(settings.database)
 
 
-def test_the_version_of_now_lies_between_the_writes_before_and_after(warehouse: Warehouse, settings: Settings) -> None:
-    with MongoClient[dict[str, Any]](settings.mongodb_uri) as client:
+def test_the_version_of_now_lies_between_the_changes_before_and_after(warehouse: Warehouse, database: Any) -> None:
+    with database.documents.watch(max_await_time_ms=2_000) as changes:
 
         def write(number: int) -> int:
-            with client.start_session() as session:
-                client[settings.database].documents.insert_one(to_record(written(number)), session=session)
-                assert session.operation_time is not None
-                return source_version(session.operation_time.time, session.operation_time.inc)
+            database.documents.insert_one(to_record(written(number)))
+            change = next(changes)
+            return source_version(int(change["wallTime"].timestamp() * 1_000), change["clusterTime"].inc)
 
         before = write(1)
-        now = warehouse.cluster_time()
+        now = warehouse.now()
         after = write(2)
     assert before <= now <= after
     assert before < after

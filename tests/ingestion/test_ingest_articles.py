@@ -252,7 +252,7 @@ def test_an_endless_body_is_cut_off(twin: Any, site: Any) -> None:
 
 
 def test_a_small_body_that_unpacks_to_a_huge_one_is_cut_off(twin: Any, site: Any) -> None:
-    url = site.put("/bomb", gzip.compress(b"\0" * 200_000_000, 9), Content_Encoding="gzip")
+    url = site.put("/bomb", gzip.compress(b"\0" * 30_000_000), Content_Encoding="gzip")
     assert reason(twin, url).startswith("is too large")
 
 
