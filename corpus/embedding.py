@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -139,6 +140,9 @@ class SentenceTransformersEmbedder:
         try:
             import torch
             from sentence_transformers import SentenceTransformer
+            from transformers.utils.logging import (  # type: ignore[import-not-found, unused-ignore]
+                disable_progress_bar,
+            )
         except ImportError as error:
             raise EmbedderUnavailable(
                 f"TWIN_EMBEDDING_MODEL: sentence-transformers:{model} needs the extra torch "
@@ -147,16 +151,19 @@ class SentenceTransformersEmbedder:
         if not model:
             raise EmbedderUnavailable("TWIN_EMBEDDING_MODEL: name a model or a path after sentence-transformers:")
         torch.set_num_threads(threads)
+        disable_progress_bar()
         try:
             self._model = SentenceTransformer(model, device="cpu")
             tokenizer = self._model.tokenizer.backend_tokenizer
         except (OSError, ValueError, AttributeError) as error:
             raise EmbedderUnavailable(f"TWIN_EMBEDDING_MODEL: {model!r} cannot be loaded: {error}") from error
-        # A copy: the library turns truncation on and off on its own one.
+        # The library sets padding and truncation on its tokenizer with each call: one call at a time, and a copy of it
+        # for counting.
+        self._lock = threading.Lock()
         self._tokenizer: Tokenizer = _without_limits(type(tokenizer).from_str(tokenizer.to_str()))
         self.special_tokens = self._tokenizer.num_special_tokens_to_add(False)
         self.max_tokens = int(self._model.max_seq_length or MINILM_TOKENS)
-        self.dimensions = int(self._model.get_sentence_embedding_dimension() or 0)
+        self.dimensions = int(self._model.get_embedding_dimension() or 0)
         # A tune changes every tensor, so the head of each tells two sets of weights apart without reading gigabytes.
         digest = hashlib.sha256()
         for key, tensor in sorted(self._model.state_dict().items()):
@@ -168,13 +175,14 @@ class SentenceTransformersEmbedder:
 
         if not texts:
             return np.empty((0, self.dimensions), np.float32)
-        return self._model.encode(  # type: ignore[no-any-return, unused-ignore]
-            [encodable(text) for text in texts],
-            batch_size=BATCH_SIZE,
-            normalize_embeddings=True,
-            convert_to_numpy=True,
-            show_progress_bar=False,
-        ).astype(np.float32)
+        with self._lock:
+            return self._model.encode(  # type: ignore[no-any-return, unused-ignore]
+                [encodable(text) for text in texts],
+                batch_size=BATCH_SIZE,
+                normalize_embeddings=True,
+                convert_to_numpy=True,
+                show_progress_bar=False,
+            ).astype(np.float32)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         return [len(row) for row in token_ids(self._tokenizer, texts)]
