@@ -181,8 +181,6 @@ def serve(settings: Settings, *, with_stream: bool) -> None:
             checks["stream"] = lambda: _must_run(progress)
         registry = CollectorRegistry()
         registry.register(StreamMetrics(progress))
-        registry = CollectorRegistry()
-        registry.register(StreamMetrics(progress))
         app = create_app(
             Parts(
                 settings=settings,

@@ -285,6 +285,9 @@ def _wait(namespace: argparse.Namespace, settings: Settings) -> int:
     from embedded.waiting import wait
     from streaming.waiting import TimedOut
 
+    if settings.app_url is None:
+        sys.stderr.write(f"twin: nothing runs in {settings.home}: run `twin up`\n")
+        return 1
     start = time.monotonic()
     try:
         difference = wait(settings, namespace.timeout)
