@@ -105,28 +105,20 @@ def _line(result: IngestResult) -> str:
         )
         if number
     ]
-    return f"{result.seen} documents seen: {', '.join(told) or 'nothing to do'}"
+    return f"{result.seen} document{'' if result.seen == 1 else 's'} seen: {', '.join(told) or 'nothing to do'}"
 
 
 def _plain(result: IngestResult) -> dict[str, Any]:
-    from corpus.settings import without_password
+    from ingestion.crawl import shown
 
     return {
         "seen": result.seen,
         "inserted": result.inserted,
         "updated": result.updated,
         "unchanged": result.unchanged,
-        "failed": [
-            {"source": _printable(without_password(failure.source)), "reason": _printable(failure.reason)}
-            for failure in result.failed
-        ],
+        "failed": [{"source": shown(failure.source), "reason": shown(failure.reason)} for failure in result.failed],
         "deleted": result.deleted,
     }
-
-
-def _printable(text: str) -> str:
-    """Text with names of files or addresses that may not be valid Unicode."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _told(reason: str, code: int) -> int:

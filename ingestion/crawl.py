@@ -63,7 +63,7 @@ def ingest(
     run = _Run(settings, warehouse, Options(settings, author, category, warehouse.by_request), progress)
     about = {
         "_id": run.id,
-        "sources": [without_password(source) for source in sources],
+        "sources": [shown(source) for source in sources],
         "author": author,
         "category": category,
         "started_at": run.started_at,
@@ -186,6 +186,11 @@ def _guarded(source: str, options: Options) -> Iterator[Item]:
         yield Failed(source, f"cannot be crawled ({type(error).__name__}: {str(error)[:200]})", lost=True)
 
 
+def shown(text: str) -> str:
+    """A source or reason fit for people and stores: without passwords, and valid Unicode whatever a file is called."""
+    return without_password(text).encode("utf-8", "backslashreplace").decode()
+
+
 def _wrong(draft: Draft, settings: Settings) -> str | None:
     """Why no document can be made of this draft, or None."""
     if not draft.text.strip():
@@ -224,7 +229,7 @@ def _counts(result: IngestResult) -> Mapping[str, Any]:
         "unchanged": result.unchanged,
         "deleted": result.deleted,
         "failed": [
-            {"source": without_password(failure.source), "reason": failure.reason}
+            {"source": shown(failure.source), "reason": shown(failure.reason)}
             for failure in result.failed[:FAILURES_RECORDED]
         ],
         "failures": len(result.failed),

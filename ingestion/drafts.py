@@ -63,13 +63,15 @@ Item = Draft | Failed | Unchanged | Covered
 class Options:
     """How to crawl.
 
-    `author` and `category` replace what a source says; `fetched` finds what came from an address before.
+    `author` and `category` replace what a source says; `fetched` finds what came from an address before; `remembered`:
+    what a crawler keeps from one source to the next.
     """
 
     settings: Settings
     author: str | None = None
     category: str | None = None
     fetched: Callable[[str], Document | None] = lambda url: None
+    remembered: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

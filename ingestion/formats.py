@@ -252,7 +252,7 @@ def _plain(value: object) -> str | None:
 def _page_text(page: Any) -> str:
     text = page.get_textpage().get_text_bounded()
     # The library marks a hyphen at a line's end with U+FFFE, so that words can be put together again.
-    return re.sub("￾\\s*|\x02\\s*", "", text).replace("\r\n", "\n").replace("\0", "").strip()
+    return re.sub(r"[\ufffe\x02]\s*", "", text).replace("\r\n", "\n").replace("\0", "").strip()
 
 
 def _pdf_moment(value: str) -> datetime | None:

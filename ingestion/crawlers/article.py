@@ -6,7 +6,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.robotparser import RobotFileParser
@@ -53,7 +52,7 @@ def crawl(source: str, options: Options) -> Iterator[Item]:
             if known.metadata.get(name)
         }
     try:
-        response = fetch(source, limits, headers, before=_robots(agent, limits))
+        response = fetch(source, limits, headers, before=_robots(agent, limits, options.remembered))
         if response.status == 304 and known is not None:
             yield Unchanged(source, known)
             return
@@ -82,18 +81,20 @@ def _comparable(known: Document | None, options: Options) -> Document | None:
     return known if same else None
 
 
-def _robots(agent: str, limits: Limits) -> Callable[[str], None]:
+def _robots(agent: str, limits: Limits, remembered: dict[str, RobotFileParser]) -> Callable[[str], None]:
     """A check of addresses against their sites' robots.txt, each read once. Source: RFC 9309."""
     small = Limits(limits.timeout, ROBOTS_BYTES, limits.allow_private_addresses)
 
-    @cache
     def rules(site: str) -> RobotFileParser:
+        if site in remembered:
+            return remembered[site]
         robots = RobotFileParser()
         response = fetch(f"{site}/robots.txt", small, {"User-Agent": agent})
         if response.status >= 500 or response.status == 429:
             raise FetchFailed(f"may not be fetched now: {site}/robots.txt answered HTTP {response.status}")
         # A site that has none, or does not show it, allows everything.
         robots.parse(response.body.decode("utf-8", "replace").splitlines() if response.status == 200 else [])
+        remembered[site] = robots
         return robots
 
     def check(url: str) -> None:

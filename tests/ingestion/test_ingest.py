@@ -139,7 +139,7 @@ def test_a_person_reads_one_line_and_what_failed(twin: Any, notes: Path) -> None
         "4 documents seen: 3 new, 1 failed\n",
         f"failed: {notes / 'empty.md'} is empty\n",
     )
-    assert twin.run("ingest", str(notes / "deep"))[1] == "1 documents seen: 1 unchanged\n"
+    assert twin.run("ingest", str(notes / "deep"))[1] == "1 document seen: 1 unchanged\n"
 
 
 def test_a_program_reads_json(twin: Any, notes: Path) -> None:

@@ -166,6 +166,11 @@ def test_what_robots_txt_disallows_is_not_fetched(twin: Any, site: Any) -> None:
     assert twin.ingest(site.put("/public", PAGE))["inserted"] == 1
 
 
+def test_robots_txt_is_read_once_for_all_articles_of_a_site(twin: Any, site: Any) -> None:
+    twin.ingest(site.put("/a", PAGE), site.put("/b", PAGE))
+    assert site.paths() == ["/robots.txt", "/a", "/b"]
+
+
 def test_a_redirect_does_not_lead_around_robots_txt(twin: Any, site: Any) -> None:
     site.put("/robots.txt", "User-agent: *\nDisallow: /private\n", "text/plain")
     site.put("/private", PAGE)

@@ -176,6 +176,9 @@ def test_names_of_any_bytes_are_kept_apart(twin: Any, notes: Path) -> None:
     result = twin.ingest(str(notes))
     assert (result["inserted"], result["failed"]) == (4, [])
     assert twin.ingest(str(notes))["unchanged"] == 4
+    assert twin.ingest(str(notes / os.fsdecode(b"\xff.md")))["unchanged"] == 1
+    (notes / os.fsdecode(b"\xfd.md")).write_text("")
+    assert twin.ingest(str(notes))["failed"] == [{"source": f"{notes}/\\udcfd.md", "reason": "is empty"}]
 
 
 def test_an_edit_is_an_update_and_nothing_else_is_written(twin: Any, notes: Path) -> None:
