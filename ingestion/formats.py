@@ -52,7 +52,9 @@ def decode(content: bytes) -> str:
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
-        wrong = f"byte 0x{content[error.start]:02x} at offset {error.start}"
+        # One of the codecs counts from behind the mark.
+        offset = error.start + len(content) - len(error.object)
+        wrong = f"byte 0x{content[offset]:02x} at offset {offset}"
         raise Unreadable(f"is not valid {encoding.removesuffix('-sig').upper()}: {wrong}") from error
 
 
@@ -210,18 +212,25 @@ def first_heading(markdown: str) -> str | None:
 def moment(value: object) -> datetime | None:
     """A time as files and pages give it (ISO 8601, RFC 5322, a YAML date), in UTC where it names no zone."""
     if isinstance(value, datetime):
-        return value if value.tzinfo else value.replace(tzinfo=UTC)
+        return _in_utc(value)
     if isinstance(value, date):
         return datetime.combine(value, time(), UTC)
     if not isinstance(value, str):
         return None
     for parse in (datetime.fromisoformat, parsedate_to_datetime):
         try:
-            parsed = parse(value.strip())
-            return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
-        except (ValueError, TypeError, IndexError):
+            return _in_utc(parse(value.strip()))
+        except (ValueError, TypeError, IndexError, OverflowError):
             continue
     return None
+
+
+def _in_utc(value: datetime) -> datetime | None:
+    try:
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    except OverflowError:
+        # The first and the last hours that there are have no name in other zones.
+        return None
 
 
 def _front_matter(text: str) -> tuple[dict[str, Any], str, str]:
