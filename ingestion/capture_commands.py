@@ -14,14 +14,14 @@ Handler = Callable[[argparse.Namespace, Settings], int]
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add `capture` and its verbs to the command line."""
-    parser = subparsers.add_parser("capture", help="The connector that reads changes from MongoDB.")
+    parser = subparsers.add_parser("capture", help="the connector that reads changes from MongoDB")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, handler, text in (
-        ("register", register_connector, "Create the topics and register the connector at Kafka Connect."),
-        ("status", show_status, "Say whether changes are being captured, and why not."),
+        ("register", register_connector, "create the topics and register the connector at Kafka Connect"),
+        ("status", show_status, "say whether changes are being captured, and why not"),
     ):
         verb = verbs.add_parser(name, help=text, description=text)
-        verb.add_argument("--json", action="store_true", help="Print the result as JSON.")
+        verb.add_argument("--json", action="store_true", help="print the result as JSON")
         verb.set_defaults(handler=handler)
 
 

@@ -16,28 +16,28 @@ FILTERS = ("author", "category", "platform", "language", "since", "until")
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add this package's commands; each sets `handler`, a function of (arguments, settings) to the exit code."""
-    search = subparsers.add_parser("search", help="Show the passages that fit a question best.")
+    search = subparsers.add_parser("search", help="show the passages that fit a question best")
     search.add_argument("question", metavar="QUESTION")
     search.add_argument("--limit", type=int, default=10, metavar="N", help="how many passages (default 10)")
     _add_filters(search)
     _finish(search, show_search)
 
-    ask = subparsers.add_parser("ask", help="Answer a question from the documents, with citations.")
+    ask = subparsers.add_parser("ask", help="answer a question from the documents, with citations")
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument("--limit", type=int, default=6, metavar="N", help="how many passages to answer from (default 6)")
     _add_filters(ask)
     _finish(ask, show_answer)
 
-    documents = subparsers.add_parser("documents", help="List, show or delete documents.")
+    documents = subparsers.add_parser("documents", help="list, show or delete documents")
     actions = documents.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="List the documents and their state.")
+    listing = actions.add_parser("list", help="list the documents and their state")
     for name in ("author", "category", "platform", "state"):
         listing.add_argument(f"--{name}", metavar=name.upper())
     _finish(listing, list_documents)
-    show = actions.add_parser("show", help="Show one document as it is indexed.")
+    show = actions.add_parser("show", help="show one document as it is indexed")
     show.add_argument("id", metavar="ID")
     _finish(show, show_document)
-    delete = actions.add_parser("delete", help="Delete documents from the warehouse, and so from everywhere.")
+    delete = actions.add_parser("delete", help="delete documents from the warehouse, and so from everywhere")
     delete.add_argument("ids", nargs="+", metavar="ID")
     _finish(delete, delete_documents)
 
