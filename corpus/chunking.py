@@ -205,11 +205,14 @@ def code_units(text: str) -> Iterator[Unit]:
         path = tuple(name for _, name in enclosing)
         if not CONTINUES.match(line):
             enclosing.append((indent, content[:CODE_NAME_LENGTH]))
-        # Blank line or not decides first: decorators and comments belong to the definition beneath them.
-        strength = max(0, 4 - len(indents) + 1) + (5 if blank_before else 0)
+        # Blank lines decide first: decorators and comments belong to the definition beneath them.
         if CONTINUES.match(line):
             strength = WRAPPED
-        elif not blank_before and indent >= before:
+        elif blank_before:
+            strength = (HEADING - 1, BLOCK, ITEM)[min(len(indents) - 1, 2)]
+        elif indent < before:
+            strength = LINE
+        else:
             strength = SENTENCE if indent == before else WRAPPED
         yield Unit(here, strength, path)
         blank_before, before = False, indent

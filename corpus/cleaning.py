@@ -276,10 +276,15 @@ SUBSTACK_APPEAL = re.compile(
     r"|subscribe (?:for free )?to receive new posts)",
     re.IGNORECASE,
 )
-ENDINGS = re.compile(
-    r"(?:discussion about this post|ready for more\?|sign up to discover human stories.*|more from .{1,80}"
-    r"|recommended from medium)$",
-    re.IGNORECASE,
+# Where what follows an article begins, the surest sign first.
+ENDINGS = tuple(
+    re.compile(sign, re.IGNORECASE)
+    for sign in (
+        r"discussion about this post$",
+        r"sign up to discover human stories",
+        r"ready for more\?$",
+        r"recommended from medium$",
+    )
 )
 COLOPHON = re.compile(
     r"(?:privacy ?[∙·|]? ?terms ?[∙·|]? ?(?:collection notice)?|substack is the home for great culture"
@@ -307,8 +312,10 @@ COPYRIGHT = re.compile(
 ICON = re.compile(r"\s*[*-] (?:__|.* __$)")
 PAGE_CONTENTS = re.compile(r"(?:sections|on this page|in this article)$", re.IGNORECASE)
 METADATA = re.compile(r"(?:author|authors|published|modified|date|affiliation)$", re.IGNORECASE)
+# Blocks: how far from either end, within which head and within which end of a page a rule looks.
 EDGE = 4
 HEAD = 40
+LAST_LINES = 20
 
 
 def _without_substack_head(blocks: list[Block]) -> list[Block]:
@@ -385,12 +392,14 @@ def _without_label_runs(blocks: list[Block]) -> list[Block]:
 
 
 def _without_page_end(blocks: list[Block]) -> list[Block]:
-    """Everything from the comments on, if a page's colophon ends it."""
-    colophon = next((place for place in reversed(range(len(blocks))) if COLOPHON.match(blocks[place].plain)), None)
-    if colophon is None:
+    """Comments, recommendations and all that follows, if the last lines are a colophon."""
+    if not any(COLOPHON.match(block.plain) for block in blocks[-LAST_LINES:]):
         return blocks
-    end = next((p for p in range(colophon + 1) if ENDINGS.match(blocks[p].heading or blocks[p].plain)), None)
-    return blocks if end is None else blocks[:end]
+    for sign in ENDINGS:
+        for place in reversed(range(len(blocks))):
+            if sign.match(blocks[place].heading or blocks[place].plain):
+                return blocks[:place]
+    return blocks
 
 
 def _without_site_head(blocks: list[Block]) -> list[Block]:

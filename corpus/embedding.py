@@ -32,7 +32,8 @@ MINILM_TOKENS = 256
 GRAPH_VERSION = 1
 # Padding is computed like text: small batches of like lengths waste little of it and keep the arena small.
 BATCH_SIZE = 8
-TOKENIZER_BATCH = 512
+# Characters that the tokenizer is given at once: what it makes of them is some hundred times larger.
+TOKENIZER_BATCH = 1 << 17
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -192,10 +193,16 @@ class SentenceTransformersEmbedder:
 
 
 def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
-    """Token ids of each text with special tokens, encoded some hundred texts at a time to bound memory."""
-    for first in range(0, len(texts), TOKENIZER_BATCH):
-        batch = [encodable(text) for text in texts[first : first + TOKENIZER_BATCH]]
-        yield from (encoding.ids for encoding in tokenizer.encode_batch_fast(batch))
+    """Token ids of each text with special tokens, encoded a part at a time to bound memory."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        if batch and characters + len(text) > TOKENIZER_BATCH:
+            yield from (encoding.ids for encoding in tokenizer.encode_batch_fast(batch))
+            batch, characters = [], 0
+        batch.append(encodable(text))
+        characters += len(text)
+    yield from (encoding.ids for encoding in tokenizer.encode_batch_fast(batch))
 
 
 def token_spans(tokenizer: Tokenizer, text: str) -> list[tuple[int, int]]:

@@ -1,5 +1,6 @@
 """The model of the settings' default, built once, and a tokenizer that a person can follow."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ import pytest
 
 from corpus.embedding import Embedder, load_embedder
 from corpus.settings import Settings
+
+# As the program's entry does: unstructured reports to its makers otherwise.
+os.environ["DO_NOT_TRACK"] = "true"
 
 
 @dataclass(frozen=True)

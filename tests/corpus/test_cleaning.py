@@ -1,6 +1,7 @@
 """What cleaning keeps of an author's text, and what it takes away of the page around it."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -265,6 +266,12 @@ class TestThePageAround:
             "Facebook and email are not how a tide is announced here."
         )
 
+    def test_the_words_that_begin_a_pages_end_do_not_cut_off_an_article_that_uses_them(self) -> None:
+        own = "#### Discussion about this post\n\nwas lively.\n\nReady for more?\n\nThe neap tide comes next."
+        text = NEWSLETTER.replace("Facebook and email are not how", f"{own}\n\nFacebook and email are not how")
+        assert own in clean_article(text)
+        assert clean_article(text).endswith("announced here.")
+
     def test_a_generated_site_loses_its_navigation_and_keeps_the_authors_lists(self) -> None:
         assert clean_article(SITE) == (
             "# Reading a tide table\n\nA guide for beginners\n\n## Columns\n\nEach column is a day.\n\n"
@@ -374,15 +381,27 @@ def test_the_largest_text_takes_seconds_at_most(text: str) -> None:
     assert time.monotonic() - start < 30
 
 
-def test_texts_without_fault_do_not_pay_for_the_import_of_unstructured() -> None:
-    program = (
-        "import sys; from corpus.cleaning import clean_article; clean_article('𝗔 text'); "
-        "print('unstructured' in sys.modules)"
+@pytest.mark.parametrize(
+    ("text", "imported"), [("𝗔 text ﬁt to read", False), ("A \x93misread\x94 text", True)], ids=["sound", "misread"]
+)
+def test_only_texts_with_the_fault_pay_for_unstructured_and_nothing_connects(text: str, imported: bool) -> None:
+    program = f"""
+import sys
+seen = []
+sys.addaudithook(lambda event, _: seen.append(event) if event in ("socket.connect", "subprocess.Popen") else None)
+from corpus.cleaning import clean_article
+clean_article({text!r})
+print(seen, "unstructured" in sys.modules)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    printed = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-    )
-    assert printed.stdout.strip() == "False"
+    assert ran.stdout.strip() == f"[] {imported}"
 
 
 class TestTheHandbook:
