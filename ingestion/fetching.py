@@ -10,9 +10,11 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
@@ -161,12 +163,12 @@ def _get(url: str, limits: Limits, headers: Mapping[str, str], deadline: float) 
         target = quote(urlunsplit(("", "", parts.path or "/", parts.query, "")), safe="/:?#[]@!$&'()*+,;=%-._~")
         shown = f"[{host}]" if ":" in host else host.encode("idna").decode()
         name = shown if port in (80, 443) and parts.port is None else f"{shown}:{port}"
-        connection.request(
-            "GET", target, headers={"Host": name, "Accept-Encoding": "gzip", "Connection": "close", **headers}
-        )
-        answer = connection.getresponse()
-        received = {name.lower(): value for name, value in answer.getheaders()}
-        body = b"".join(_limited(_unpacked(_pieces(answer, sock, deadline), received), limits.largest))
+        own = {"Host": name, "Accept-Encoding": "gzip", "Connection": "close"}
+        with _cut_off(sock, deadline):
+            connection.request("GET", target, headers={**own, **headers})
+            answer = connection.getresponse()
+            received = {name.lower(): value for name, value in answer.getheaders()}
+            body = b"".join(_limited(_unpacked(_pieces(answer), received), limits.largest))
         return Response(url, answer.status, received, body)
     except TimeoutError as error:
         raise FetchFailed(f"did not answer in full within {limits.timeout:g} s (TWIN_CRAWL_TIMEOUT)") from error
@@ -189,18 +191,34 @@ def _connected(addresses: list[str], port: int, deadline: float) -> socket.socke
     raise failure
 
 
-def _pieces(answer: http.client.HTTPResponse, sock: socket.socket, deadline: float) -> Iterator[bytes]:
-    """The body as it comes; a server that drips byte by byte has no more time than any other."""
-    while True:
-        if answer.fp is not None and sock.fileno() != -1:
-            sock.settimeout(_left(deadline))
+@contextmanager
+def _cut_off(sock: socket.socket, deadline: float) -> Iterator[None]:
+    """End the connection at the deadline: a server that drips byte by byte has no more time than any other."""
+
+    def end() -> None:
+        with suppress(OSError):
+            # Not the method of a TLS socket, which is not made for two threads.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    timer = threading.Timer(_left(deadline), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (OSError, http.client.HTTPException, zlib.error):
         _left(deadline)
-        piece = answer.read1(PIECE)
-        if not piece:
-            if answer.length:
-                raise http.client.IncompleteRead(b"", answer.length)
-            return
+        raise
+    finally:
+        timer.cancel()
+    # A body without a stated length ends where the connection does.
+    _left(deadline)
+
+
+def _pieces(answer: http.client.HTTPResponse) -> Iterator[bytes]:
+    while piece := answer.read1(PIECE):
         yield piece
+    if answer.length:
+        raise http.client.IncompleteRead(b"", answer.length)
 
 
 def _unpacked(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Iterator[bytes]:
@@ -211,12 +229,16 @@ def _unpacked(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Iterator[b
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise FetchFailed(f"is packed as {encoding[:40]!r}, which was not asked for")
     unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    packed = False
     for piece in pieces:
+        packed = True
         while piece:
             # In steps, so that a small body that unpacks to gigabytes is stopped in time.
             yield unpack.decompress(piece, PIECE)
             piece = unpack.unconsumed_tail
     yield unpack.flush()
+    if packed and not unpack.eof:
+        raise zlib.error("the packed body is cut")
 
 
 def _limited(pieces: Iterator[bytes], largest: int) -> Iterator[bytes]:

@@ -271,9 +271,20 @@ def dripping(request: BaseHTTPRequestHandler) -> None:
         time.sleep(0.02)
 
 
-def test_a_body_that_drips_ends_with_the_time(twin: Any, site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def dripping_headers(request: BaseHTTPRequestHandler) -> None:
+    request.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+    for _ in range(200):
+        request.wfile.write(b"x")
+        request.wfile.flush()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("drip", [dripping, dripping_headers])
+def test_an_answer_that_drips_ends_with_the_time(
+    twin: Any, site: Any, monkeypatch: pytest.MonkeyPatch, drip: Any
+) -> None:
     monkeypatch.setenv("TWIN_CRAWL_TIMEOUT", "0.3")
-    site.pages["/drip"] = dripping
+    site.pages["/drip"] = drip
     start = time.monotonic()
     assert reason(twin, site.url("/drip")) == "did not answer in full within 0.3 s (TWIN_CRAWL_TIMEOUT)"
     assert time.monotonic() - start < 3
@@ -289,6 +300,14 @@ def test_a_server_that_says_nothing_ends_with_the_time(twin: Any, site: Any, mon
     assert reason(twin, site.url("/silent")) == "did not answer in full within 0.3 s (TWIN_CRAWL_TIMEOUT)"
 
 
+def cut_packed(request: BaseHTTPRequestHandler) -> None:
+    request.send_response(200)
+    request.send_header("Content-Type", "text/html")
+    request.send_header("Content-Encoding", "gzip")
+    request.end_headers()
+    request.wfile.write(gzip.compress(PAGE.encode())[:-20])
+
+
 def cut(request: BaseHTTPRequestHandler) -> None:
     request.send_response(200)
     request.send_header("Content-Type", "text/html")
@@ -297,9 +316,10 @@ def cut(request: BaseHTTPRequestHandler) -> None:
     request.wfile.write(PAGE.encode())
 
 
-def test_a_body_that_was_cut_is_not_taken_for_the_whole(twin: Any, site: Any) -> None:
-    site.pages["/cut"] = cut
-    assert reason(twin, site.url("/cut")).startswith("cannot be fetched: IncompleteRead")
+@pytest.mark.parametrize(("body", "said"), [(cut, "IncompleteRead"), (cut_packed, "error the packed body is cut")])
+def test_a_body_that_was_cut_is_not_taken_for_the_whole(twin: Any, site: Any, body: Any, said: str) -> None:
+    site.pages["/cut"] = body
+    assert reason(twin, site.url("/cut")).startswith(f"cannot be fetched: {said}")
 
 
 @pytest.mark.parametrize(
