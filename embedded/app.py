@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -147,6 +148,8 @@ def serve(settings: Settings, *, with_stream: bool) -> None:
 
     Raises GenerationMismatch, IndexUnavailable, WarehouseUnavailable, or what the app refuses its settings with.
     """
+    import signal
+
     import uvicorn
     from prometheus_client import CollectorRegistry
 
@@ -158,6 +161,8 @@ def serve(settings: Settings, *, with_stream: bool) -> None:
     from serving.parts import Parts
     from streaming.metrics import StreamMetrics
 
+    # The server raises the signal that ended it once more; left to its default it would end us with all still open.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with ExitStack() as stack:
         warehouse = connect(settings)
         stack.callback(warehouse.close)

@@ -19,13 +19,21 @@ if TYPE_CHECKING:
     from corpus.embedding import Embedder
 
 
+class Stopped(Exception):
+    """The dataflow was stopped in the middle of a batch, of which nothing is written; its messages come again."""
+
+
 def feature_dataflow(
     log: Log, warehouse: str, index: QdrantIndex, embedder: Embedder, progress: Progress, stop: threading.Event
 ) -> Dataflow:
     """Messages -> events -> outcomes. `warehouse` is the id of the warehouse whose changes count; `stop` ends it."""
 
+    def go_on() -> None:
+        if stop.is_set():
+            raise Stopped
+
     def apply(events: list[Event]) -> list[Outcome]:
-        outcomes = index_batch(events, index, embedder)
+        outcomes = index_batch(events, index, embedder, go_on)
         for outcome in outcomes:
             if isinstance(outcome, Indexed | Removed):
                 progress.searchable(outcome.change.committed_at)

@@ -5,7 +5,7 @@ This is where a document becomes chunks, and where a delete becomes the deletion
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,9 @@ from streaming.changes import DeadLetter, Delete, Event, Ignored, Message, Upser
 
 if TYPE_CHECKING:
     from corpus.embedding import Embedder
+
+# About a second of one machine's work.
+EMBEDDED_TOGETHER = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +71,19 @@ Prepared = Derived | Same | Delete | Unchanged | Ignored | DeadLetter
 Outcome = Indexed | Removed | Unchanged | Ignored | DeadLetter
 
 
-def index_batch(events: Sequence[Event], index: QdrantIndex, embedder: Embedder) -> list[Outcome]:
+def index_batch(
+    events: Sequence[Event], index: QdrantIndex, embedder: Embedder, go_on: Callable[[], None] = lambda: None
+) -> list[Outcome]:
     """Apply the events in order and return what became of each, in the same order.
 
     Every effect is acknowledged by the index when this returns, and applying a batch again changes nothing. New chunks
-    of all documents are embedded together. Raises only if the index or the model fails, never for a document's content.
+    of all documents are embedded together. Raises only if the index or the model fails, never for a document's content;
+    and what `go_on` raises, which is called every second or so while the model is at work: nothing is written then.
     """
     events = newest(events)
     ledger = index.records([id for event in events if (id := _document_of(event)) is not None])
     prepared = [_prepare(event, ledger, index.generation, embedder) for event in events]
-    vectors = _embed([item for item in prepared if isinstance(item, Derived)], ledger, embedder)
+    vectors = _embed([item for item in prepared if isinstance(item, Derived)], ledger, embedder, go_on)
     return [_apply(item, index, ledger, vectors) for item in prepared]
 
 
@@ -161,8 +167,10 @@ def _refused(change: Upsert, step: str, reason: str) -> DeadLetter:
     return DeadLetter(change.message, step, reason, change.document.id, change.version, change.source_hash)
 
 
-def _embed(derived: Sequence[Derived], ledger: Mapping[str, Record], embedder: Embedder) -> dict[str, Sequence[float]]:
-    """A vector for every chunk that its document did not have, across all documents in one call."""
+def _embed(
+    derived: Sequence[Derived], ledger: Mapping[str, Record], embedder: Embedder, go_on: Callable[[], None]
+) -> dict[str, Sequence[float]]:
+    """A vector for every chunk that its document did not have, across all documents."""
     texts: dict[str, str] = {}
     for item in derived:
         before = ledger.get(item.record.document_id)
@@ -170,7 +178,14 @@ def _embed(derived: Sequence[Derived], ledger: Mapping[str, Record], embedder: E
         for place, chunk in zip(item.record.places, item.chunks, strict=True):
             if place.chunk_id not in known:
                 texts[place.chunk_id] = chunk.text
-    return dict(zip(texts, embedder.embed(list(texts.values())), strict=True)) if texts else {}
+    # Texts of like lengths go together: little of a batch is padding.
+    ids = sorted(texts, key=lambda id: len(texts[id]))
+    vectors: dict[str, Sequence[float]] = {}
+    for start in range(0, len(ids), EMBEDDED_TOGETHER):
+        go_on()
+        part = ids[start : start + EMBEDDED_TOGETHER]
+        vectors.update(zip(part, embedder.embed([texts[id] for id in part]), strict=True))
+    return vectors
 
 
 def _apply(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from bytewax.dataflow import Dataflow
 from bytewax.testing import cluster_main
 
+from streaming.dataflow import Stopped
 from streaming.log import LogLost
 from streaming.progress import Progress
 
@@ -31,7 +32,7 @@ class DataflowRunner:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the dataflow after the batch that it is at, and wait for that."""
+        """End the dataflow within a second or so, and wait for that; a batch that it embeds is given up."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -45,6 +46,8 @@ class DataflowRunner:
                 cluster_main(flow, [], 0, worker_count_per_proc=self._workers)  # type: ignore[no-untyped-call]
             except Exception as error:
                 cause = _root(error)
+                if isinstance(cause, Stopped):
+                    break
                 if isinstance(cause, LogLost):
                     logger.warning("the log was started anew: reading it from the start")
                     delay = FIRST_DELAY
