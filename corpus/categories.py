@@ -9,13 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from corpus import chunking, cleaning
 from corpus.documents import Chunk, Document
-
-if TYPE_CHECKING:
-    from corpus.embedding import Embedder, TokenSpans
 
 # Raised with every change to cleaning or splitting that alters what existing documents become.
 RECIPE_VERSION = 1
@@ -33,12 +30,23 @@ class Category(StrEnum):
     CODE = "code"
 
 
+class Model(Protocol):
+    """What a generation says of its embedding model; `corpus.embedding.Embedder` has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dimensions(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """From a crawled document to passages: `clean` gives the text that is kept and quoted, `split` its chunks."""
 
     clean: Callable[[Document], str]
-    split: Callable[[str, Document, TokenSpans], list[Chunk]]
+    split: Callable[[str, Document, chunking.TokenSpans], list[Chunk]]
 
 
 RECIPES: dict[Category, Recipe] = {
@@ -66,7 +74,7 @@ def category_of(name: str) -> Category:
         raise UnknownCategory(f"category {name[:100]!r} is not known: choose one of {known}") from None
 
 
-def generation(embedder: Embedder) -> str:
+def generation(embedder: Model) -> str:
     """The name of what this model and these recipes make, fit for a collection or a directory.
 
     It changes with the model, its weights, or the recipes; what two generations hold is never mixed.

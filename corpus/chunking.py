@@ -15,12 +15,9 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 from corpus.documents import Chunk
-
-if TYPE_CHECKING:
-    from corpus.embedding import TokenSpans
 
 # Tokens. Boundaries keep this distance while a text can be split so; a chunk above TARGET is split where it can be.
 REACH = 90
@@ -58,6 +55,24 @@ WRAPPED_LINE = 60
 # A line of code that goes on with what stands above it.
 CONTINUES = re.compile(r"[ \t]*(?:[)\]}]|(?:end|else|elif|except|finally|catch|then|do|in)\b)")
 CODE_NAME_LENGTH = 120
+
+
+class TokenSpans(Protocol):
+    """What splitting asks of a model's tokenizer."""
+
+    @property
+    def max_tokens(self) -> int:
+        """The model's window, special tokens included."""
+
+    @property
+    def special_tokens(self) -> int:
+        """Tokens that the model adds to every text."""
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, special tokens included, without truncation."""
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        """Start and end, in characters, of each token of the text, without special tokens or truncation."""
 
 
 class Unit(NamedTuple):

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from corpus.chunking import TokenSpans
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -39,24 +41,6 @@ LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 
 class EmbedderUnavailable(RuntimeError):
     """The embedding model of the settings cannot be used; the message says what to install or set."""
-
-
-class TokenSpans(Protocol):
-    """What splitting asks of a model's tokenizer."""
-
-    @property
-    def max_tokens(self) -> int:
-        """The model's window, special tokens included."""
-
-    @property
-    def special_tokens(self) -> int:
-        """Tokens that the model adds to every text."""
-
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, special tokens included, without truncation."""
-
-    def token_spans(self, text: str) -> list[tuple[int, int]]:
-        """Start and end, in characters, of each token of the text, without special tokens or truncation."""
 
 
 class Embedder(TokenSpans, Protocol):

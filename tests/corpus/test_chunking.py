@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corpus.chunking import TARGET, split, split_code
+from corpus.chunking import TARGET, TokenSpans, split, split_code
 from corpus.documents import Chunk
-from corpus.embedding import Embedder, TokenSpans
+from corpus.embedding import Embedder
 
 NOUNS = ["harbour", "signal", "river", "copper", "meadow", "lantern", "granite", "orchard", "compass", "winter"]
 
