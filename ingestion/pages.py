@@ -20,8 +20,8 @@ from ingestion.formats import Reading, Unreadable, decode, moment
 SHORTEST_ARTICLE = 100
 # fmt: off
 NEVER_TEXT = frozenset((
-    "script", "style", "noscript", "template", "svg", "canvas", "iframe", "object", "form", "button", "input", "select",
-    "textarea", "nav", "aside", "dialog", "title", "audio", "video", "menu",
+    "script", "style", "noscript", "template", "svg", "canvas", "iframe", "object", "button", "input", "select",
+    "textarea", "nav", "dialog", "title", "audio", "video", "menu",
 ))
 NOT_ARTICLE_ROLES = frozenset((
     "navigation", "complementary", "search", "dialog", "alertdialog", "banner", "contentinfo",
@@ -211,7 +211,8 @@ def _is_page_part(element: HtmlElement) -> bool:
     if (element.get("role") or "").lower() in NOT_ARTICLE_ROLES:
         return True
     inside = any(ancestor.tag in ("article", "main") for ancestor in element.iterancestors())
-    if element.tag in ("header", "footer") and not inside:
+    # Some sites put all of a page into one form; notes beside the text are asides too.
+    if element.tag == "form" or (element.tag in ("header", "footer", "aside") and not inside):
         return True
     if element.tag in ("pre", "code", "span", "p", "a", *HEADINGS, "table", "td", "tr"):
         return False

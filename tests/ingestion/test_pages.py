@@ -117,6 +117,9 @@ def test_an_article_is_kept_and_what_surrounds_it_goes() -> None:
         ("<div id=comments><p>{0}</p></div>", "{0}"),
         ("<article><p>Teaser</p></article><div><p>{0}</p><p>{0}</p></div>", "{0}\n\n{0}"),
         ("<div><p>{0}</p><p hidden>Secret</p><p style='display: none'>Secret</p></div>", "{0}"),
+        ("<form><div><p>{0}</p></div><input><button>Send</button></form>", "{0}"),
+        ("<article><p>{0}</p><form>Subscribe</form><aside><p>A note.</p></aside></article>", "{0}\n\nA note."),
+        ("<main><p>{0}</p></main><aside><p>About the author.</p></aside>", "{0}"),
         ("<table><tr><td><p>{0}</p><h2>Below</h2></td></tr></table>", "{0}\n\n## Below"),
     ],
 )
