@@ -111,14 +111,14 @@ def canonical_url(url: str) -> str:
 
     Source: RFC 3986, section 6.2 (syntax-based and scheme-based normalisation).
     """
-    parts = urlsplit(url.strip())
-    if not parts.scheme:
-        raise InvalidDocument(f"not an absolute URL: {url[:200]!r}")
-    scheme = parts.scheme.lower()
     try:
+        parts = urlsplit(url.strip())
         host, port = (parts.hostname or "").lower(), parts.port
     except ValueError as error:
         raise InvalidDocument(f"not a valid URL: {url[:200]!r} ({error})") from error
+    if not parts.scheme:
+        raise InvalidDocument(f"not an absolute URL: {url[:200]!r}")
+    scheme = parts.scheme.lower()
     netloc = f"[{host}]" if ":" in host else host
     if port and port != DEFAULT_PORTS.get(scheme):
         netloc += f":{port}"

@@ -60,7 +60,7 @@ def reenter(
 
     outlet = producer(bootstrap)
     upserts = deletes = 0
-    present = {record["_id"]: record for record in warehouse.raw_records([*behind, *leftover])}
+    present = {str(record["_id"]): record for record in warehouse.raw_records([*behind, *leftover])}
     for id in (*behind, *leftover):
         record = present.get(id)
         if record is None:
