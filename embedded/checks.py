@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from corpus.settings import Settings
+from corpus.settings import InvalidSettings, Settings
 from embedded.home import HomeUnusable, make, supervisor
 from embedded.parts import PortTaken, app_port, reachable
 
@@ -30,6 +30,19 @@ class Finding:
     name: str
     ok: bool
     detail: str
+
+
+def refuse(settings: Settings) -> None:
+    """Raise InvalidSettings for what a part would refuse once it runs, so that nothing is started in vain."""
+    from corpus.embedding import EMBEDDERS
+
+    model = settings.embedding_model.partition(":")[0]
+    if model not in EMBEDDERS:
+        raise InvalidSettings(f"TWIN_EMBEDDING_MODEL: {model!r} is not known, choose one of {', '.join(EMBEDDERS)}")
+    if settings.host != "127.0.0.1":
+        from serving.access import checked_host
+
+        checked_host(settings)
 
 
 def findings(settings: Settings) -> list[Finding]:

@@ -50,12 +50,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _up(namespace: argparse.Namespace, settings: Settings) -> int:
     from corpus.settings import load
+    from embedded.checks import refuse
     from embedded.home import forget, supervisor
 
     pid = supervisor(settings.home)
     if pid is not None:
         sys.stdout.write(f"already running in {settings.home} (process {pid})\n")
         return 0
+    refuse(settings)
     # A supervisor that was killed could not remove its addresses; they would pass for ones given by the user.
     forget(settings.home)
     settings = load(home=str(settings.home))

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -22,41 +22,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # Far beyond what any machine needs: a test that reaches it has failed, none measures time.
 PATIENCE = 180.0
-PLAIN = [
-    "amber",
-    "basin",
-    "cedar",
-    "delta",
-    "ember",
-    "fjord",
-    "grove",
-    "harbor",
-    "inlet",
-    "jetty",
-    "kelp",
-    "lagoon",
-    "meadow",
-    "nectar",
-    "orchard",
-    "prairie",
-    "quarry",
-    "reef",
-    "summit",
-    "tundra",
-    "upland",
-    "valley",
-    "willow",
-    "zephyr",
-    "anchor",
-    "beacon",
-    "canyon",
-    "dune",
-    "estuary",
-    "forest",
-    "glacier",
-    "heath",
-    "island",
-]
+PLAIN = (
+    *("amber", "basin", "cedar", "delta", "ember", "fjord", "grove", "harbor", "inlet", "jetty", "kelp", "lagoon"),
+    *("meadow", "nectar", "orchard", "prairie", "quarry", "reef", "summit", "tundra", "upland", "valley", "willow"),
+    *("zephyr", "anchor", "beacon", "canyon", "dune", "estuary", "forest", "glacier", "heath", "island"),
+)
 LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -91,7 +61,8 @@ class Twin:
 
     def variables(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TWIN_")}
-        own = {"TWIN_HOME": str(self.home), "TWIN_PORT": "0", "PYTHONPATH": str(ROOT)}
+        # Tests ask more in a minute than a person.
+        own = {"TWIN_HOME": str(self.home), "TWIN_PORT": "0", "TWIN_RATE_LIMIT": "1000000", "PYTHONPATH": str(ROOT)}
         return {**inherited, **own, **self.environment}
 
     def json(self, *arguments: str, code: int = 0) -> Any:
@@ -120,6 +91,16 @@ class Twin:
         held = int((self.home / "supervisor.lock").read_text())
         return {"supervisor": held, **{part["name"]: part["pid"] for part in parts if part["pid"]}}
 
+    def processes(self) -> list[int]:
+        """Every process of this home, whoever started it, by what its environment says."""
+        own = f"TWIN_HOME={self.home}".encode()
+        found = []
+        for place in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if own in (place / "environ").read_bytes().split(b"\0"):
+                    found.append(int(place.name))
+        return found
+
     def kill(self, part: str) -> int:
         """kill -9 a part; its former process."""
         pid = self.pids()[part]
@@ -129,7 +110,7 @@ class Twin:
     def asked(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The app's answer, without the command line between; OSError while the app is away."""
         address = json.loads((self.home / "addresses.json").read_text())["app_url"]
-        request = urllib.request.Request(
+        request = urllib.request.Request(  # noqa: S310 - the address that our own supervisor wrote
             address + path, None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
         with LOOPBACK.open(request, timeout=60) as answer:
@@ -263,6 +244,7 @@ def _homes(factory: pytest.TempPathFactory, models: Path) -> Iterator[Callable[.
     finally:
         for twin in made:
             twin.run("down", code=None)
+        assert {str(twin.home): twin.processes() for twin in made if twin.processes()} == {}
 
 
 @pytest.fixture
@@ -273,12 +255,18 @@ def homes(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Ca
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Twin]:
-    """A home that is up for all tests of a module."""
+def module_homes(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Callable[..., Twin]]:
+    """As `homes`; the homes end with the module."""
     with _homes(tmp_path_factory, models) as make:
-        twin = make()
-        twin.up()
-        yield twin
+        yield make
+
+
+@pytest.fixture(scope="module")
+def running(module_homes: Callable[..., Twin]) -> Twin:
+    """A home that is up for all tests of a module."""
+    twin = module_homes()
+    twin.up()
+    return twin
 
 
 @pytest.fixture(scope="session")
