@@ -156,6 +156,7 @@ def _part_line(part: PartStatus) -> str:
 
 def _down(namespace: argparse.Namespace, settings: Settings) -> int:
     import os
+    import select
     import signal
 
     from embedded.home import supervisor
@@ -164,13 +165,16 @@ def _down(namespace: argparse.Namespace, settings: Settings) -> int:
     if pid is None:
         sys.stdout.write(f"nothing runs in {settings.home}\n")
         return 0
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + DOWN_TIMEOUT
-    while supervisor(settings.home) is not None:
-        if time.monotonic() > deadline:
-            sys.stderr.write(f"twin: process {pid} does not stop: see {settings.log_directory}\n")
-            return 1
-        time.sleep(0.02)
+    try:
+        # Followed by its descriptor: a process lets go of its lock a moment before it has ended.
+        process = os.pidfd_open(pid)
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        ended, _, _ = select.select([process], [], [], DOWN_TIMEOUT)
+    except ProcessLookupError:
+        ended = [pid]
+    if not ended:
+        sys.stderr.write(f"twin: process {pid} does not stop: see {settings.log_directory}\n")
+        return 1
     sys.stdout.write("stopped\n")
     return 0
 
