@@ -104,7 +104,7 @@ def test_dates_are_read_as_text_and_as_extended_json(twin: Any) -> None:
         ({}, "has no address: expected text in 'link' or 'url'"),
         (entry(9, link=None), "has no address: expected text in 'link' or 'url'"),
         (entry(9, link="no address"), "not an absolute URL: 'no address'"),
-        (entry(9, link="http://[bad", platform=None), "Invalid IPv6 URL"),
+        (entry(9, link="http://[bad", platform=None), "not a valid URL"),
         (entry(9, content={"Title": "T", "Content": None}), "is empty"),
         (entry(9, content={"Title": "T", "Content": " \n"}), "is empty"),
         (entry(9, content={"Title": "T", "Content": 7}), "has no text in 'text': found int"),
