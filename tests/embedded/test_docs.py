@@ -1,4 +1,4 @@
-"""The documentation against the program: every setting, command and option is told of, and nothing that is not there."""
+"""The documentation against the program: every setting, command and option is told of, and no others."""
 
 from __future__ import annotations
 
