@@ -275,3 +275,24 @@ def test_any_history_with_redeliveries_and_reorder_across_documents_ends_as_the_
     assert index.counts().chunks == sum(len(record.places) for record in records.values()), (
         f"seed {seed}: points left over"
     )
+
+
+def test_a_batch_that_is_given_up_while_it_is_embedded_writes_nothing_and_is_whole_the_next_time(
+    index: QdrantIndex, embedder: WordEmbedder
+) -> None:
+    texts = [article([f"unique{number}" for number in range(20)], seed) for seed in range(8)]
+    events = [upserted(document(f"{seed}", text), 1) for seed, text in enumerate(texts)]
+    asked = iter((None, None, InterruptedError()))
+
+    def go_on() -> None:
+        if (error := next(asked)) is not None:
+            raise error
+
+    with pytest.raises(InterruptedError):
+        index_batch(events, index, embedder, go_on)
+    assert len(embedder.embedded) == 128
+    assert (index.counts().documents, index.counts().chunks) == (0, 0)
+
+    outcomes = index_batch(events, index, embedder)
+    assert index.counts().documents == len(events)
+    assert index.counts().chunks == sum(len(each.chunks) for each in outcomes if isinstance(each, Indexed)) > 128
