@@ -106,6 +106,22 @@ def new_document(
     )
 
 
+def by_author(document: Document, name: str) -> Document:
+    """The same document under another author."""
+    return new_document(
+        url=document.url,
+        category=document.category,
+        platform=document.platform,
+        author_name=name,
+        title=document.title,
+        text=document.text,
+        crawl_id=document.crawl_id,
+        crawled_at=document.crawled_at,
+        published_at=document.published_at,
+        metadata=document.metadata,
+    )
+
+
 def canonical_url(url: str) -> str:
     """The one spelling of an address: lower-case host, no default port, fragment, tracking parameters or final slash.
 

@@ -142,4 +142,6 @@ def _convert(values: dict[str, Any]) -> Settings:
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$.")
         name = PREFIX + path.strip("`").upper() if path else "settings"
-        raise InvalidSettings(f"{name}: {reason[:1].lower() + reason[1:]}") from error
+        for kind, words in (("int", "a whole number"), ("float", "a number"), ("bool", "true or false")):
+            reason = reason.replace(f"`{kind} | null`", words).replace(f"`{kind}`", words)
+        raise InvalidSettings(f"{name}: {reason[:1].lower() + reason[1:].removesuffix(', got `str`')}") from error

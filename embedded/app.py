@@ -143,8 +143,23 @@ def revive_connector(settings: Settings, warehouse_id: str) -> None:
         restart(settings.connect_url or "", name)
 
 
-def serve(settings: Settings, *, with_stream: bool) -> None:
-    """Run the app until SIGTERM or Ctrl-C; with the dataflow beside it where this process owns the index.
+def run_stream(stream: Stream, stack: ExitStack, workers: int = 1) -> None:
+    """Start the dataflow and what keeps it complete; `stack` ends them in the right order."""
+    settings = stream.settings
+    runner = DataflowRunner(stream.dataflow, stream.progress, workers)
+    stack.callback(runner.stop)
+    runner.start()
+    watches = [Repeated("reconcile", Reconciler(stream).look, settings.reconcile_interval)]
+    if settings.connect_url is not None:
+        revive = partial(revive_connector, settings, stream.warehouse.identity())
+        watches.append(Repeated("connector", revive, CONNECTOR_INTERVAL))
+    for watch in watches:
+        stack.callback(watch.stop)
+        watch.start()
+
+
+def serve(settings: Settings, port: int, *, with_stream: bool) -> None:
+    """Run the app on `port` until SIGTERM or Ctrl-C; with the dataflow where this process owns the index.
 
     Raises GenerationMismatch, IndexUnavailable, WarehouseUnavailable, or what the app refuses its settings with.
     """
@@ -173,16 +188,7 @@ def serve(settings: Settings, *, with_stream: bool) -> None:
         stream = Stream(settings, warehouse, index, embedder, progress)
         checks = {}
         if with_stream:
-            runner = DataflowRunner(stream.dataflow, progress)
-            watches = [Repeated("reconcile", Reconciler(stream).look, settings.reconcile_interval)]
-            if settings.connect_url is not None:
-                revive = partial(revive_connector, settings, warehouse.identity())
-                watches.append(Repeated("connector", revive, CONNECTOR_INTERVAL))
-            stack.callback(runner.stop)
-            runner.start()
-            for watch in watches:
-                stack.callback(watch.stop)
-                watch.start()
+            run_stream(stream, stack)
             checks["stream"] = lambda: _must_run(progress)
         registry = CollectorRegistry()
         registry.register(StreamMetrics(progress))
@@ -199,7 +205,6 @@ def serve(settings: Settings, *, with_stream: bool) -> None:
                 registry=registry,
             )
         )
-        port = int((settings.app_url or "").rpartition(":")[2] or settings.port or 0)
         server = uvicorn.Server(
             uvicorn.Config(
                 app, host=settings.host, port=port, log_level="warning", timeout_graceful_shutdown=2, lifespan="on"
@@ -228,10 +233,8 @@ def follow(settings: Settings, workers: int) -> None:
         index = open_index(settings, generation(embedder), embedder.dimensions)
         stack.callback(index.close)
         stream = Stream(settings, warehouse, index, embedder, Progress())
-        runner = DataflowRunner(stream.dataflow, stream.progress, workers)
         ended = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
-        stack.callback(runner.stop)
-        runner.start()
+        run_stream(stream, stack, workers)
         ended.wait()

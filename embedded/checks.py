@@ -39,6 +39,10 @@ def refuse(settings: Settings) -> None:
     model = settings.embedding_model.partition(":")[0]
     if model not in EMBEDDERS:
         raise InvalidSettings(f"TWIN_EMBEDDING_MODEL: {model!r} is not known, choose one of {', '.join(EMBEDDERS)}")
+    if settings.app_url is not None:
+        raise InvalidSettings("TWIN_APP_URL names an app that runs elsewhere: unset it to start one here")
+    if settings.connect_url is not None and settings.kafka_bootstrap_servers is None:
+        raise InvalidSettings("TWIN_CONNECT_URL: Connect writes to a Kafka, set TWIN_KAFKA_BOOTSTRAP_SERVERS to it too")
     if settings.host != "127.0.0.1":
         from serving.access import checked_host
 

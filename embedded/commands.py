@@ -37,6 +37,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     serve.add_argument(
         "--stream", action="store_true", help="run the dataflow in the same process (a local index needs it)"
     )
+    serve.add_argument("--port", type=int, metavar="P", help="where to listen (default: TWIN_PORT, else 8787)")
     serve.set_defaults(handler=_serve)
     stream = subparsers.add_parser("stream", help="run the dataflow alone, for an index on a Qdrant server")
     stream.add_argument(
@@ -138,7 +139,9 @@ def _up_detached(settings: Settings) -> int:
         code = process.poll()
         if code is not None:
             said = path.read_bytes()[began:].decode(errors="replace").strip()
-            sys.stderr.write(f"{said or tail(path)}\n")
+            # Its log tells all of it; a person is told from the error on.
+            _, named, reason = said.partition("twin: ")
+            sys.stderr.write(f"{named}{reason}\n" if named else f"{said or tail(path)}\n")
             return 0 if code == 0 else 1
         time.sleep(0.05)
     process.terminate()
@@ -318,13 +321,17 @@ def _wait(namespace: argparse.Namespace, settings: Settings) -> int:
 
 def _serve(namespace: argparse.Namespace, settings: Settings) -> int:
     from embedded.app import serve
+    from embedded.parts import PREFERRED_PORT
 
     if not namespace.stream and settings.qdrant_url is None:
         sys.stderr.write(
             "twin: a local index has one process: run `twin up`, or set TWIN_QDRANT_URL for `twin serve` alone\n"
         )
         return 1
-    serve(settings, with_stream=namespace.stream)
+    port = namespace.port or settings.port or PREFERRED_PORT
+    sys.stdout.write(f"serving http://{settings.host}:{port}\n")
+    sys.stdout.flush()
+    serve(settings, port, with_stream=namespace.stream)
     return 0
 
 

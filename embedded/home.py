@@ -125,9 +125,9 @@ def replace_file(path: Path, content: bytes) -> None:
     beside.replace(path)
 
 
-def tail(path: Path, lines: int = 8) -> str:
-    """The last lines of a log file, "" if there is none."""
+def tail(path: Path, lines: int = 8, since: int = 0) -> str:
+    """The last lines of a log file from byte `since` on, "" if there is none."""
     try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(path.read_bytes()[since:].decode(errors="replace").splitlines()[-lines:])
     except OSError:
         return ""

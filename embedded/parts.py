@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import urllib.request
@@ -24,7 +25,9 @@ class PortTaken(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part that we start. `command` and `environment` are asked anew for each start; `ready` costs milliseconds.
+    """A part that we start. `command` and `environment` are asked anew for each start.
+
+    `ready(pid)` tells whether the process of this id is ready, within milliseconds.
 
     `reason` tells why the part says it failed, if it does.
     """
@@ -32,7 +35,7 @@ class Part:
     name: str
     address: str
     command: Callable[[], list[str]]
-    ready: Callable[[], bool]
+    ready: Callable[[int], bool]
     environment: Callable[[], Mapping[str, str] | None] = lambda: None
     reason: Callable[[], str | None] = lambda: None
 
@@ -43,7 +46,7 @@ def documents_part(home: Path, port: int) -> Part:
         name="documents",
         address=connection_string(port),
         command=lambda: [sys.executable, "-m", "embedded.mongodb", "--port", str(port), "--directory", str(directory)],
-        ready=lambda: accepts(port),
+        ready=lambda pid: accepts(port),
     )
 
 
@@ -53,7 +56,7 @@ def log_part(port: int) -> Part:
         address=f"127.0.0.1:{port}",
         command=lambda: log.command(port),
         environment=log.environment,
-        ready=lambda: log.ready(port),
+        ready=lambda pid: log.ready(port),
     )
 
 
@@ -72,17 +75,18 @@ def capture_part(settings: Settings) -> Part:
         name="capture",
         address=f"debezium:{settings.database}",
         command=command,
-        ready=lambda: told().state == "running",
+        ready=lambda pid: told().state == "running",
         reason=lambda: told().reason,
     )
 
 
 def app_part(address: str) -> Part:
+    port = address.rpartition(":")[2]
     return Part(
         name="app",
         address=address,
-        command=lambda: [sys.executable, "-m", "embedded.cli", "serve", "--stream"],
-        ready=lambda: answers(f"{address}/health/ready"),
+        command=lambda: [sys.executable, "-m", "embedded.cli", "serve", "--stream", "--port", port],
+        ready=lambda pid: answers(f"{address}/health/ready", pid),
     )
 
 
@@ -95,14 +99,14 @@ def accepts(port: int) -> bool:
         return False
 
 
-def answers(url: str) -> bool:
-    """Whether a GET answers 200 within a second."""
+def answers(url: str, pid: int) -> bool:
+    """Whether the app of this process answers within a second that it is ready; another's on the same port does not."""
     # No proxy of the environment: the address is this machine's.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=1) as response:
-            return bool(response.status == 200)
-    except (OSError, ValueError):
+            return bool(json.loads(response.read())["pid"] == pid)
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 

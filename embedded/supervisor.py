@@ -45,6 +45,7 @@ class Running:
     restarts: int = 0
     failures: int = 0
     next_start: float = 0.0
+    log_start: int = 0
 
     @property
     def state(self) -> str:
@@ -135,6 +136,7 @@ class Supervisor:
         for name in names:
             running = self._running[name]
             with (self.settings.log_directory / f"{name}.log").open("ab") as output:
+                running.log_start = output.tell()
                 running.process = subprocess.Popen(
                     running.part.command(),
                     stdin=subprocess.DEVNULL,
@@ -171,7 +173,9 @@ class Supervisor:
     def _obituary(self, name: str) -> str:
         path = self.settings.log_directory / f"{name}.log"
         reason = self._running[name].part.reason()
-        return f"{name} does not become ready{f': {reason}' if reason else ''}; the end of {path}:\n{tail(path)}"
+        told = f": {reason}" if reason else ""
+        end = tail(path, since=self._running[name].log_start)
+        return f"{name} does not become ready{told}; the end of {path}:\n{end}"
 
     def _make_topics(self) -> None:
         from ingestion.topics import create_topics
@@ -208,7 +212,7 @@ class Supervisor:
                     running.restarts += 1
                     self._start(name)
             elif running.ready_at is None:
-                if running.part.ready() and self._prepared(name):
+                if running.part.ready(running.process.pid) and self._prepared(name):
                     running.ready_at = now
                     running.ready_seconds = round(now - running.started, 2)
                     logger.info("%s is ready after %.1f s", name, running.ready_seconds)

@@ -23,7 +23,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser("ingest", help="bring documents into the warehouse", description=DESCRIPTION)
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="folder, file, repository, address or export")
     parser.add_argument(
-        "--author", metavar="NAME", help="who wrote them (default: what each document says, else Unknown)"
+        "--author",
+        metavar="NAME",
+        help="who wrote them (default: what each document says, else its author until now, else Unknown)",
     )
     parser.add_argument("--category", metavar="C", help="article, post or code (default: what each document is)")
     parser.add_argument("--prune", action="store_true", help="delete what a folder or repository no longer has")
@@ -42,6 +44,9 @@ def ingest(namespace: argparse.Namespace, settings: Settings) -> int:
     from corpus.categories import UnknownCategory, category_of
     from ingestion import crawl
 
+    if not all(source.strip() for source in namespace.sources):
+        # An unset variable of a shell is no source, least of all the working directory.
+        return _told("a SOURCE is empty: name a file, a folder or an address", 2)
     if namespace.category is not None:
         try:
             category_of(namespace.category)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from corpus.categories import category_of
-from corpus.documents import Document, canonical_url, new_document
+from corpus.documents import Document, by_author, canonical_url, new_document
 from corpus.settings import Settings, without_password
 from corpus.warehouse import Saved, Warehouse, WarehouseUnavailable, refusal
 from ingestion.crawlers import crawler_of
@@ -121,8 +121,16 @@ class _Run:
 
     def flush(self) -> None:
         """Write what has been gathered."""
-        self.saved += self.warehouse.save(self.batch)
+        self.saved += self.warehouse.save(self._authored(self.batch))
         self.batch = []
+
+    def _authored(self, batch: list[Document]) -> list[Document]:
+        """A document that does not say who wrote it keeps the author that it was once brought in with."""
+        unknown = [document.id for document in batch if document.author_name == UNKNOWN_AUTHOR]
+        authors = {stamp.id: stamp.author for stamp in self.warehouse.stamps(unknown)} if unknown else {}
+        return [
+            by_author(document, authors[document.id]) if authors.get(document.id) else document for document in batch
+        ]
 
     def prune(self) -> None:
         """Delete documents below what was covered that were not met; what is there and could not be read stays."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -117,10 +118,11 @@ class Behind:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """`ready` is False when a part is not; `parts` says of each `ready` or why not."""
+    """`ready` is False when a part is not; `parts` says of each `ready` or why not; `pid`: the process that answers."""
 
     ready: bool
     parts: dict[str, str]
+    pid: int
 
 
 @post("/api/ask", status_code=200, summary="Answer a question from the documents, with citations")
@@ -235,7 +237,7 @@ async def ready(parts: Given) -> Response[Health]:
 
     told = dict(zip(states, await asyncio.gather(*map(checked, states)), strict=True))
     good = all(value == "ready" for value in told.values())
-    return Response(Health(good, told), status_code=200 if good else 503)
+    return Response(Health(good, told, os.getpid()), status_code=200 if good else 503)
 
 
 @get("/metrics", summary="Metrics for Prometheus", media_type="text/plain")

@@ -204,3 +204,25 @@ def test_the_command_is_there_at_once() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_document_that_names_no_author_keeps_the_one_it_was_brought_in_with(twin: Any, tmp_path: Path) -> None:
+    note = tmp_path / "note.md"
+    note.write_text("# Tea\n\nWarm the pot first.\n")
+    twin.ingest(str(note), "--author", "Ada")
+
+    unchanged = twin.ingest(str(note))
+    note.write_text("# Tea\n\nWarm the pot twice.\n")
+    twin.ingest(str(note))
+
+    assert unchanged["unchanged"] == 1
+    assert (twin.only().author_name, "twice" in twin.only().text) == ("Ada", True)
+
+
+@pytest.mark.parametrize("source", ["", "  "])
+def test_an_empty_source_is_no_source(twin: Any, source: str) -> None:
+    code, out, err = twin.run("ingest", source)
+
+    assert (code, out) == (2, "")
+    assert "SOURCE is empty" in err
+    assert twin.documents() == []
