@@ -203,7 +203,10 @@ def _below_answer(answer: Mapping[str, Any]) -> str:
 
 
 def _title(row: Mapping[str, Any]) -> str:
-    return _printable(" › ".join((row["title"], *row.get("heading_path", ()))))
+    headings = list(row.get("heading_path", ()))
+    # An article's first heading is its title as a rule.
+    below = headings[1:] if headings[:1] == [row["title"]] else headings
+    return _printable(" › ".join((row["title"], *below)))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -69,7 +69,10 @@ def _walk(folder: Path, root: Path, walked: set[str], options: Options) -> Itera
                 yield from _walk(path, root, walked, options)
             elif entry.is_file() and wanted(entry.name):
                 yield _file(
-                    path, path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name, options
+                    path,
+                    path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name,
+                    options,
+                    root.name,
                 )
         except OSError as error:
             yield Failed(str(path), f"cannot be read: {_said(error)}", path.as_uri())
@@ -90,7 +93,7 @@ def _link(path: Path, root: Path, walked: set[str], options: Options) -> Iterato
         if str(target) not in walked:
             yield from _walk(path, root, walked, options)
     elif wanted(path.name):
-        yield _file(path, path.relative_to(root).as_posix(), options)
+        yield _file(path, path.relative_to(root).as_posix(), options, root.name)
 
 
 def _given_file(path: Path, options: Options) -> Iterator[Item]:
@@ -101,7 +104,7 @@ def _given_file(path: Path, options: Options) -> Iterator[Item]:
     yield _file(path, path.name, options)
 
 
-def _file(path: Path, name: str, options: Options) -> Draft | Failed:
+def _file(path: Path, name: str, options: Options, folder: str = "") -> Draft | Failed:
     try:
         size = path.stat().st_size
         if size > options.settings.max_document_bytes:
@@ -109,7 +112,7 @@ def _file(path: Path, name: str, options: Options) -> Draft | Failed:
         content = path.read_bytes()
     except OSError as error:
         return Failed(str(path), f"cannot be read: {_said(error)}", path.as_uri())
-    return draft(content, name, str(path), path.as_uri(), PLATFORM, options)
+    return draft(content, name, str(path), path.as_uri(), PLATFORM, options, folder=folder)
 
 
 def draft(
@@ -120,15 +123,19 @@ def draft(
     platform: str,
     options: Options,
     metadata: dict[str, Any] | None = None,
+    folder: str = "",
 ) -> Draft | Failed:
-    """A file's bytes as a document; `name` is its path within the folder or repository, with forward slashes."""
+    """A file's bytes as a document; `name` is its path within the folder or repository, with forward slashes.
+
+    `folder`: the folder's own name, which the title of code begins with: every package has an `__init__.py`.
+    """
     known = {"path": _printable(name), **(metadata or {})}
     if not content.strip():
         return Failed(source, "is empty", url)
     language = code_language(name)
     try:
         if language is not None:
-            title = _printable(name)
+            title = _printable(f"{folder}/{name}" if folder else name)
             category = options.category or "code"
             return Draft(
                 source, url, title, decode(content), category, platform, metadata={**known, "language": language}

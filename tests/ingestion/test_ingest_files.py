@@ -110,7 +110,7 @@ def test_source_code_is_one_document_a_file_with_path_and_language(twin: Any, no
     twin.ingest(str(notes))
     docker, python = twin.documents()
     assert (docker.category, docker.language) == ("code", "dockerfile")
-    assert (python.title, python.category, python.language) == ("src/tree.py", "code", "python")
+    assert (python.title, python.category, python.language) == ("notes/src/tree.py", "code", "python")
     assert python.metadata["path"] == "src/tree.py"
     assert python.text == "def grow():\n    return 1\n"
 

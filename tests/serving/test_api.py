@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import msgspec
@@ -281,7 +282,8 @@ def test_readiness_names_the_part_that_is_not_ready(harbour: Any) -> None:
         assert client.get("/health/live").json() == {"status": "live"}
         response = client.get("/health/ready")
     assert response.status_code == 503
-    assert response.json() == {"ready": False, "parts": {"index": "ready", "dataflow": "the dataflow has stopped"}}
+    parts = {"index": "ready", "dataflow": "the dataflow has stopped"}
+    assert response.json() == {"ready": False, "parts": parts, "pid": os.getpid()}
     with harbour.client(checks={"dataflow": lambda: None}) as client:
         assert client.get("/health/ready").status_code == 200
 
