@@ -31,7 +31,7 @@ import pytest
 from corpus import warehouse
 from corpus.categories import generation
 from corpus.documents import new_document
-from corpus.embedding import load_embedder
+from corpus.embedding import Embedder, load_embedder
 from corpus.index import Filters, open_index
 from corpus.settings import Settings
 from serving.retrieval import search
@@ -236,6 +236,13 @@ def edited(bench: Bench, app: App) -> None:
     )
 
 
+def baseline(embedder: Embedder, texts: Sequence[str]) -> tuple[float, float]:
+    """Seconds, and seconds of processor time, that the embedder takes for the texts."""
+    worked = time.process_time()
+    seconds = timed(lambda: embedder.embed(texts))
+    return seconds, time.process_time() - worked
+
+
 def questions(titles: Sequence[str]) -> list[str]:
     """Questions of which none is asked twice."""
     return [f"{titles[number % len(titles)]} {number}" for number in range(SEARCHES)]
@@ -269,15 +276,13 @@ def test_the_whole_path(bench: Bench, tmp_path: Path) -> None:
     index.close()
     assert len(texts) == counts.chunks
     tokens = sum(embedder.count_tokens(texts))
-    embedder.embed(texts[:64])
-    worked = time.process_time()
-    alone = timed(lambda: embedder.embed(texts))
-    worked = time.process_time() - worked
+    # The quicker of two: what else happens on the machine must not make the path look good.
+    alone, worked = min(baseline(embedder, texts) for _ in range(2))
     bench.row("tokens embedded a second, whole path", f"{tokens / whole:,.0f}", f"{tokens:,} tokens of {what}")
     bench.row(
         "**baseline**: tokens embedded a second, the same chunks by the embedder alone",
         f"{tokens / alone:,.0f}",
-        f"{embedder.name}, {settings.embedding_threads} threads, one process, {alone:.1f} s",
+        f"{embedder.name}, {settings.embedding_threads} threads, one process, {alone:.1f} s, the quicker of two",
     )
     bench.row(
         "whole path over the baseline", f"{whole / alone:.2f}", "capture, log, cleaning, splitting, index, commands"
