@@ -45,6 +45,7 @@ def create_app(parts: Parts) -> Litestar:
             description="Search and cited answers over what an author has written.",
             path="/schema",
             render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+            use_handler_docstrings=True,
         ),
         request_max_body_size=MAX_BODY,
         logging_config=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -371,23 +371,36 @@ def _fields(schema: Mapping[str, Any], operation: Mapping[str, Any]) -> list[dic
         for each in operation.get("parameters", ())
     ]
     for content in operation.get("requestBody", {}).get("content", {}).values():
-        name = content["schema"].get("$ref", "").rpartition("/")[2]
-        body = schema["components"]["schemas"].get(name, {})
-        given += [
-            {"name": field, "place": "body", "required": field in body.get("required", ()), "kind": _kind(value)}
-            for field, value in body.get("properties", {}).items()
-        ]
+        given += _body_fields(schema["components"]["schemas"], content["schema"])
     return given
+
+
+def _body_fields(schemas: Mapping[str, Any], value: Mapping[str, Any], above: str = "") -> Iterator[dict[str, Any]]:
+    """The fields of an object, each followed by its own: `filters.author`, `history[].question`."""
+    for choice in value.get("oneOf", ()):
+        yield from _body_fields(schemas, choice, above)
+    if "items" in value:
+        yield from _body_fields(schemas, value["items"], f"{above}[]")
+    body = schemas.get(value.get("$ref", "").rpartition("/")[2], {})
+    for name, field in body.get("properties", {}).items():
+        path = f"{above}.{name}" if above else name
+        yield {"name": path, "place": "body", "required": name in body.get("required", ()), "kind": _kind(field)}
+        yield from _body_fields(schemas, field, path)
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
     kinds = [_kind(each) for each in (*schema.get("oneOf", ()), *schema.get("anyOf", ()))]
-    named = schema.get("$ref", "").rpartition("/")[2] or schema.get("type") or ""
+    named = "object" if "$ref" in schema else schema.get("type") or ""
     if "enum" in schema:
         named = " | ".join(str(value) for value in schema["enum"])
     if isinstance(named, list):
         named = " | ".join(map(str, named))
-    return " | ".join(dict.fromkeys(filter(None, [str(named), *kinds]))).replace("null", "none")
+    least, most = schema.get("minimum"), schema.get("maximum")
+    if least is not None and most is not None:
+        named += f", {least:,.0f} to {most:,.0f}"
+    if schema.get("default"):
+        named += f", {schema['default']} unless given"
+    return " | ".join(dict.fromkeys(filter(None, [str(named), *kinds]))).replace("null", "none").replace("None", "none")
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True):

@@ -155,6 +155,9 @@ def test_the_reference_shows_every_route_for_programs(harbour: Any) -> None:
         paths = client.get("/schema/openapi.json").json()["paths"]
     assert all(path in page for path in paths)
     assert "<code>question</code>" in page
+    assert all(f"<code>{name}</code>" in page for name in ("filters.author", "history[].answer", "messages[].role"))
+    assert "integer, 1 to 20, 6 unless given" in page
+    assert "text/event-stream" in page
 
 
 def test_a_page_that_is_not_there_says_so_to_a_person(harbour: Any) -> None:
