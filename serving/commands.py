@@ -99,7 +99,7 @@ def list_documents(arguments: argparse.Namespace, settings: Settings) -> int:
             if offset >= page["total"]:
                 return list(rows.values())
 
-    return _answered(everything, arguments, _table)
+    return _answered(everything, arguments, lambda rows: _table(rows, chosen=any(chosen.values())))
 
 
 def show_document(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -209,9 +209,9 @@ def _title(row: Mapping[str, Any]) -> str:
     return _printable(" › ".join((row["title"], *below)))
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(rows: Sequence[Mapping[str, Any]], chosen: bool) -> str:
     if not rows:
-        return "no documents: `twin ingest SOURCE` brings some in\n"
+        return "nothing found\n" if chosen else "no documents: `twin ingest SOURCE` brings some in\n"
     widths = {"id": 36, "state": 8, "chunks": 6}
     lines = [
         _bold(f"{'ID':<{widths['id']}}  {'STATE':<{widths['state']}}  {'CHUNKS':>{widths['chunks']}}  TITLE") + "\n"

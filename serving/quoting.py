@@ -22,6 +22,7 @@ _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]*_]*\s+(?=["'“‘(\[*_]*(\w
 # Extraction from web pages may glue one paragraph to the next; only a suspiciously long sentence is read so.
 _GLUED = re.compile(r"(?<=[a-z]{2})\.(?=[A-Z][a-z ])|[!?](?=[A-Z])|(?<=[A-Z]{2})\.(?=[A-Z][a-z])")
 LONG_SENTENCE = 300
+_DOCSTRING = '"""'
 _ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|Dr|Mr|Mrs|Ms|Prof|Fig|No|St|approx)|\b[A-Z])\.$")
 STOP_WORDS = frozenset(
     re.findall(
@@ -124,6 +125,8 @@ def _within_limit(text: str, start: int, end: int, prose: bool) -> Iterator[Span
         start += 1
     while end > start and text[end - 1].isspace():
         end -= 1
+    if prose:
+        start, end = _without_docstring_marks(text, start, end)
     while end - start > MAX_QUOTE:
         reach = start + MAX_QUOTE
         cut = max(text.rfind("\n", start + 1, reach), text.rfind(" ", start + 1, reach))
@@ -134,6 +137,20 @@ def _within_limit(text: str, start: int, end: int, prose: bool) -> Iterator[Span
             start += 1
     if start < end:
         yield Span(start, end, prose)
+
+
+def _without_docstring_marks(text: str, start: int, end: int) -> tuple[int, int]:
+    """The span without the quotes that open or end a docstring there; both stay where code follows the second."""
+    opens, ends = text.startswith(_DOCSTRING, start, end), text.endswith(_DOCSTRING, start, end)
+    if opens + ends != text.count(_DOCSTRING, start, end) or end - start <= len(_DOCSTRING):
+        return start, end
+    start, end = start + len(_DOCSTRING) * opens, end - len(_DOCSTRING) * ends
+    # Quotes on lines of their own leave the line end beside them.
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    return start, end
 
 
 def rarities(documents: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 
+from corpus.categories import UnknownCategory, category_of
 from corpus.index import Filters, Hit, Index, Place, Record
 from serving.parts import Embedder
 
@@ -65,10 +66,17 @@ def filters_from(
     since: str | None = None,
     until: str | None = None,
 ) -> Filters:
-    """Filters from what a person or program wrote: empty means any; `until` includes the day or month it names."""
+    """Filters from what a person or program wrote: empty means any; `until` includes the day or month it names.
+
+    Raises InvalidQuestion for a category that there is not, and for what is no date.
+    """
+    try:
+        category = category_of(category).value if category else None
+    except UnknownCategory as error:
+        raise InvalidQuestion(str(error)) from error
     return Filters(
         author=author or None,
-        category=category or None,
+        category=category,
         platform=platform or None,
         language=language or None,
         since=moment(since, "since") if since else None,

@@ -93,6 +93,8 @@ def test_documents_are_listed_over_all_pages(
     assert wanted <= set(rows[0])
     assert twin(settings, "documents", "list", "--author", "Jean Bread") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 document"
+    assert twin(settings, "documents", "list", "--author", "Nobody") == 0
+    assert capsys.readouterr().out == "nothing found\n"
 
 
 def test_a_document_is_shown(settings: Settings, harbour: Any, capsys: pytest.CaptureFixture[str]) -> None:

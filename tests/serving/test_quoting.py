@@ -59,6 +59,12 @@ def test_code_is_kept_whole() -> None:
     ]
 
 
+def test_a_docstring_is_quoted_without_its_quotes() -> None:
+    assert cut('"""Keep the newest row. Drop the others."""') == ["Keep the newest row.", "Drop the others."]
+    assert cut('"""Retry.\n\nWith jitter.\n"""') == ["Retry.", "With jitter."]
+    assert cut('"""Retry.""" import time') == ['"""Retry.""" import time']
+
+
 @given(MARKDOWN, st.integers(0, 50))
 @settings(deadline=None)
 def test_spans_are_ordered_disjoint_trimmed_and_within_the_limits(text: str, start: int) -> None:

@@ -85,6 +85,11 @@ def test_empty_filters_mean_any() -> None:
     assert filters_from(author="", since="") == Filters()
 
 
+def test_a_category_that_there_is_not_is_refused_and_the_known_ones_named() -> None:
+    with pytest.raises(InvalidQuestion, match="'artcle' is not known: choose one of article"):
+        filters_from(category="artcle")
+
+
 def test_a_question_is_trimmed_and_bounded() -> None:
     assert checked_question("  why?\n", 10) == "why?"
     with pytest.raises(InvalidQuestion, match="empty"):
