@@ -12,6 +12,7 @@ import secrets
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from textwrap import dedent
 from typing import Literal
 
 import numpy as np
@@ -225,7 +226,7 @@ def extract(embedder: Embedder, question: str, found: Sequence[Passage]) -> Answ
     held = [frozenset(asked) & frozenset(words) for words in own]
     chosen = selected(scores, held, rarity, QUOTES)
     citations = tuple(_citation(n, *candidates[index]) for n, index in enumerate(chosen, 1))
-    text = "\n\n".join(f"“{' '.join(each.quote.split())}” [{each.n}]" for each in citations)
+    text = "\n\n".join(_as_quoted(each, *candidates[index]) for each, index in zip(citations, chosen, strict=True))
     missing = [term for term in asked if term not in rarity and not any(term in words for words in near)]
     notice = (
         "These are the nearest passages; part of the question is nowhere in them."
@@ -233,6 +234,19 @@ def extract(embedder: Embedder, question: str, found: Sequence[Passage]) -> Answ
         else None
     )
     return Answer(text, "extractive", citations, notice)
+
+
+def _as_quoted(citation: Citation, passage: Passage, span: Span) -> str:
+    """A sentence in quotation marks on one line; code of several lines as the block of Markdown that it is."""
+    quote = citation.quote
+    code = not span.prose or (passage.record.category == "code" and not quote.endswith((".", "!", "?")))
+    if not code or "\n" not in quote:
+        return f"“{' '.join(quote.split())}” [{citation.n}]"
+    text = passage.record.text
+    before = text[text.rfind("\n", 0, citation.start) + 1 : citation.start]
+    lines = dedent((before if before.isspace() else "") + quote)
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", lines))])
+    return f"{fence}\n{lines}\n{fence}\n[{citation.n}]"
 
 
 def _worth(sentence: str, prose: bool) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from typing import Any
 
 import msgspec
@@ -37,6 +38,18 @@ def stream(client: Any, path: str, body: dict[str, Any]) -> list[tuple[str, Any]
         (event.split("\n")[0].removeprefix("event: "), json.loads(event.split("\n")[1].removeprefix("data: ")))
         for event in response.text.strip().split("\n\n")
     ]
+
+
+def test_code_is_quoted_as_the_lines_that_it_is(harbour: Any) -> None:
+    code = "class Tide:\n\n    def zqheight(self, rows):\n        seen = `[1]`\n        return seen\n"
+    harbour.add("tide.py", code, category="code")
+    with harbour.client() as client:
+        answer = asked(client, "zqheight rows")
+        page = client.get("/", params={"question": "zqheight rows"}, headers={"accept": "text/html"}).text
+    assert answer["answer"].startswith("```\ndef zqheight(self, rows):\n    seen = `[1]`\n    return seen\n```\n[1]")
+    assert true_quotes(harbour, answer)
+    assert re.search(r"<pre><code>def zqheight\(self, rows\):\n    seen = `\[1\]`\n", page)
+    assert re.search(r"</pre>\s*<p><a [^>]*>1</a>", page)
 
 
 def test_without_a_model_the_answer_is_quoted_and_cited(harbour: Any) -> None:
