@@ -254,7 +254,7 @@ def _status_text(found: dict[str, Any]) -> str:
     lines = []
     for part in found["parts"]:
         process = f"process {part['pid']}" if part["pid"] else ""
-        restarts = f"{part['restarts']} restarts" if part["restarts"] else ""
+        restarts = f"restarts: {part['restarts']}" if part["restarts"] else ""
         told = "  ".join(text for text in (part["address"] or "", process, restarts, part["reason"] or "") if text)
         lines.append(f"{part['name']:<10} {part['state']:<11} {told}".rstrip())
     if found["index"] is not None:
