@@ -58,10 +58,10 @@ def _up(namespace: argparse.Namespace, settings: Settings) -> int:
     if pid is not None:
         sys.stdout.write(f"already running in {settings.home} (process {pid})\n")
         return 0
-    refuse(settings)
     # A supervisor that was killed could not remove its addresses; they would pass for ones given by the user.
     forget(settings.home)
     settings = load(home=str(settings.home))
+    refuse(settings)
     return _up_detached(settings) if namespace.detach else _up_here(settings)
 
 
