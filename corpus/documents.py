@@ -17,6 +17,7 @@ import msgspec
 # Parameters that say where a reader came from, never which text they read.
 TRACKING_PARAMETERS = re.compile(r"^(utm_.*|fbclid|gclid|mc_cid|mc_eid|ref_src|source)$")
 ORDER_BITS = 11
+UNKNOWN_AUTHOR = "Unknown"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 

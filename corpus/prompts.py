@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal, TypedDict
 
+from corpus.documents import UNKNOWN_AUTHOR
+
 HISTORY_TURNS = 6
 
 INSTRUCTIONS = """\
@@ -50,7 +52,7 @@ def answer_messages(question: str, sources: Sequence[Source], history: Sequence[
     texts = [question, *(source.text for source in sources), *(source.title for source in sources)]
     if any(fence in text for text in texts):
         raise ValueError("the fence occurs in the texts that it should keep apart")
-    authors = sorted({source.author for source in sources if source.author})
+    authors = sorted({source.author for source in sources if source.author not in ("", UNKNOWN_AUTHOR)})
     voice = authors[0] if len(authors) == 1 else ", ".join(authors) or "the author"
     passages = "\n\n".join(_passage(source, fence) for source in sources)
     asked = f"Passages:\n\n{passages}\n\nQuestion: {question}"

@@ -43,7 +43,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] | None = None
     api_keys: tuple[str, ...] = ()
-    rate_limit: Annotated[int, msgspec.Meta(ge=1)] = 600
+    rate_limit: Annotated[int, msgspec.Meta(ge=1)] = 6_000
     max_question_characters: Annotated[int, msgspec.Meta(ge=1)] = 4_000
     # Bringing documents in.
     max_document_bytes: Annotated[int, msgspec.Meta(ge=1, le=12_000_000)] = 8_000_000
@@ -90,7 +90,7 @@ def running_addresses(home: Path) -> dict[str, str]:
     """Addresses of the parts that run in `home` (written by its supervisor, removed when it stops); {} if none."""
     try:
         return msgspec.json.decode((home / ADDRESSES).read_bytes(), type=dict[str, str])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, msgspec.DecodeError) as error:
         raise InvalidSettings(
@@ -112,8 +112,9 @@ def masked(settings: Settings) -> dict[str, Any]:
 def without_password(address: str) -> str:
     """The address with its user and password replaced, fit for logs and error texts."""
     scheme, _, rest = address.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}://***@{authority.rpartition('@')[2]}{slash}{path}" if "@" in authority else address
+    # Up to the last @: a password that should have been escaped may hold a slash.
+    _, found, shown = rest.rpartition("@")
+    return f"{scheme}://***@{shown}" if found else address
 
 
 def _named(variables: Mapping[str, str | None]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from corpus.settings import InvalidSettings, Settings
+from corpus.settings import InvalidSettings, Settings, running_addresses
 from embedded.home import HomeUnusable, make, supervisor
 from embedded.parts import PortTaken, app_port, reachable
 
@@ -102,13 +102,18 @@ def _port(settings: Settings) -> Finding:
 
 
 def _given(settings: Settings) -> list[Finding]:
-    """The parts given by address, each asked."""
-    if supervisor(settings.home) is not None:
-        return []
-    given = [("documents", settings.mongodb_uri), ("log", settings.kafka_bootstrap_servers)]
+    """What is given by address, each asked. A home's own parts do not count: `twin status` shows them."""
+    own = running_addresses(settings.home) if supervisor(settings.home) is not None else {}
+    given = {
+        "documents": settings.mongodb_uri if "mongodb_uri" not in own else None,
+        "log": settings.kafka_bootstrap_servers if "kafka_bootstrap_servers" not in own else None,
+        "capture": settings.connect_url,
+        "index": settings.qdrant_url,
+        "language model": settings.llm_url,
+    }
     return [
         Finding(name, reason is None, reason or "answers")
-        for name, address in given
+        for name, address in given.items()
         if address
         for reason in [reachable(name, settings)]
     ]

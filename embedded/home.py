@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -66,7 +66,8 @@ def supervising(home: Path) -> Iterator[None]:
 def forget(home: Path) -> None:
     """Remove what a supervisor told of its parts; without one it is not true."""
     for name in (ADDRESSES, PARTS):
-        (home / name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (home / name).unlink()
 
 
 def make(home: Path) -> None:
@@ -98,7 +99,7 @@ def supervisor(home: Path) -> int | None:
                     time.sleep(0.01)
                 return 0
             return None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -141,16 +143,19 @@ def _taken(host: str, port: int) -> bool:
 
 
 def reachable(name: str, settings: Settings) -> str | None:
-    """Why the part given by address cannot be used; None if it can. Passwords are left out."""
+    """Why what is given by address cannot be used; None if it can, or if it is not given. Passwords are left out."""
+    variable, address, check = {
+        "documents": ("TWIN_MONGODB_URI", settings.mongodb_uri, _check_documents),
+        "log": ("TWIN_KAFKA_BOOTSTRAP_SERVERS", settings.kafka_bootstrap_servers, _check_log),
+        "capture": ("TWIN_CONNECT_URL", settings.connect_url, _check_http),
+        "index": ("TWIN_QDRANT_URL", settings.qdrant_url, _check_http),
+        "language model": ("TWIN_LLM_URL", settings.llm_url, _check_http),
+    }[name]
     try:
-        if name == "documents":
-            _check_documents(settings.mongodb_uri or "")
-        elif name == "log":
-            _check_log(settings.kafka_bootstrap_servers or "")
+        if address is not None:
+            check(address)
     except Exception as error:  # three client libraries; whatever they raise means that it cannot be used
-        address = {"documents": settings.mongodb_uri, "log": settings.kafka_bootstrap_servers}[name] or ""
-        variable = {"documents": "TWIN_MONGODB_URI", "log": "TWIN_KAFKA_BOOTSTRAP_SERVERS"}[name]
-        shown = without_password(address)
+        shown = without_password(address or "")
         return f"{shown} does not answer ({type(error).__name__}): start it, or correct {variable}"
     return None
 
@@ -166,3 +171,9 @@ def _check_log(bootstrap: str) -> None:
     from ingestion.topics import admin_client
 
     admin_client(bootstrap).list_topics(timeout=5)
+
+
+def _check_http(url: str) -> None:
+    """Any answer will do: what a server refuses without a key or a path, it still serves."""
+    with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(url, timeout=3):  # noqa: S310
+        return

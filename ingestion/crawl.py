@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from corpus.categories import category_of
-from corpus.documents import Document, by_author, canonical_url, new_document
+from corpus.documents import UNKNOWN_AUTHOR, Document, by_author, canonical_url, new_document
 from corpus.settings import Settings, without_password
 from corpus.warehouse import Saved, Warehouse, WarehouseUnavailable, refusal
 from ingestion.crawlers import crawler_of
@@ -18,7 +18,6 @@ from ingestion.drafts import Covered, Draft, Failed, Item, Options, Unchanged
 from ingestion.language import natural_language
 
 logger = logging.getLogger(__name__)
-UNKNOWN_AUTHOR = "Unknown"
 # Small enough that the first documents are on their way to the index while the rest is still being read.
 BATCH = 32
 BATCH_CHARACTERS = 2_000_000
@@ -102,6 +101,8 @@ class _Run:
     # By document id: where it was read, and its content hash.
     met: dict[str, tuple[str, str]] = field(default_factory=dict)
     batch: list[Document] = field(default_factory=list)
+    # By document id, where a source does not say the author but suggests one.
+    likely: dict[str, str] = field(default_factory=dict)
 
     def take(self, source: str) -> None:
         """Crawl one source."""
@@ -125,12 +126,11 @@ class _Run:
         self.batch = []
 
     def _authored(self, batch: list[Document]) -> list[Document]:
-        """A document that does not say who wrote it keeps the author that it was once brought in with."""
+        """A document that does not say who wrote it keeps its author until now, else gets its source's likely one."""
         unknown = [document.id for document in batch if document.author_name == UNKNOWN_AUTHOR]
-        authors = {stamp.id: stamp.author for stamp in self.warehouse.stamps(unknown)} if unknown else {}
-        return [
-            by_author(document, authors[document.id]) if authors.get(document.id) else document for document in batch
-        ]
+        until_now = {stamp.id: stamp.author for stamp in self.warehouse.stamps(unknown)} if unknown else {}
+        authors = {id: until_now.get(id) or self.likely.get(id) for id in unknown}
+        return [by_author(document, name) if (name := authors.get(document.id)) else document for document in batch]
 
     def prune(self) -> None:
         """Delete documents below what was covered that were not met; what is there and could not be read stays."""
@@ -179,6 +179,8 @@ class _Run:
         except (ValueError, OverflowError) as error:
             # InvalidDocument, UnknownCategory, and what the standard library says of addresses and dates.
             return Failed(draft.source, str(error), draft.url)
+        if draft.likely_author:
+            self.likely[document.id] = draft.likely_author
         refused = refusal(document)
         return Failed(draft.source, refused, document.url) if refused else document
 

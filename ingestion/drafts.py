@@ -13,7 +13,10 @@ from corpus.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A document as a platform tells of it. `source`: where it was read, for people; `author` None: not told."""
+    """A document as a platform tells of it. `source`: where it was read, for people; `author` None: not told.
+
+    `likely_author`: for a document that had no author until now; it may change from crawl to crawl.
+    """
 
     source: str
     url: str
@@ -22,6 +25,7 @@ class Draft:
     category: str
     platform: str
     author: str | None = None
+    likely_author: str | None = None
     author_id: str | None = None
     published_at: datetime | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)

@@ -114,7 +114,7 @@ def _documents(
             continue
         content = _content(objects, blob)
         found = draft(content, blob.path, told, url, platform, options, {"commit": commit, "repository": home})
-        yield replace(found, author=author) if isinstance(found, Draft) and found.author is None else found
+        yield replace(found, likely_author=author) if isinstance(found, Draft) else found
 
 
 def _blobs(clone: Path) -> Iterator[_Blob]:

@@ -62,6 +62,18 @@ def test_the_author_is_who_made_most_commits_unless_given(twin: Any, repository:
     assert {document.author_name for document in twin.documents()} == {"The Foresters"}
 
 
+def test_documents_keep_their_author_when_others_commit_more(twin: Any, repository: Path) -> None:
+    twin.ingest(f"git+{repository}")
+    for number in range(4):
+        commit(repository, **{f"notes__n{number}_md": f"# Note {number}\n\nText.\n"}, author="Linus")
+
+    result = twin.ingest(f"git+{repository}")
+
+    assert (result["inserted"], result["updated"], result["unchanged"]) == (4, 0, 4)
+    authors = {document.title: document.author_name for document in twin.documents()}
+    assert (authors["Grove"], authors["Note 1"]) == ("Ada", "Linus")
+
+
 def test_addresses_stay_over_commits(twin: Any, repository: Path) -> None:
     twin.ingest(f"git+{repository}")
     newest = commit(repository, src__tree_py="def grow():\n    return 2\n")
