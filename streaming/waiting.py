@@ -89,6 +89,9 @@ class Wait:
                 committed = {part.partition: part.offset for part in reader.committed(partitions, timeout=5)}
                 left = sum(max(0, end - max(0, committed[number])) for number, end in ends.items())
                 if left == 0:
+                    # A log that was started anew since the mark was seen is empty, and so is what is left of it.
+                    if self.app.stream() != stream:
+                        raise LogFailed("the log was started anew")
                     return
                 self.behind = f"{left} events are captured and not yet applied"
                 self._pause(PAUSE)
