@@ -122,17 +122,18 @@ def free_port() -> int:
 def app_port(settings: Settings) -> int:
     """The port for the app: the one that was asked for, else the preferred one, else any that is free."""
     if settings.port:
-        if _taken(settings.host, settings.port):
+        if taken(settings.host, settings.port):
             raise PortTaken(
                 f"port {settings.port} of {settings.host} is in use: stop what uses it, or set TWIN_PORT to another"
             )
         return settings.port
-    if settings.port is None and not _taken(settings.host, PREFERRED_PORT):
+    if settings.port is None and not taken(settings.host, PREFERRED_PORT):
         return PREFERRED_PORT
     return free_port()
 
 
-def _taken(host: str, port: int) -> bool:
+def taken(host: str, port: int) -> bool:
+    """Whether something else listens on this port."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

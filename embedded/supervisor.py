@@ -17,7 +17,17 @@ from dataclasses import dataclass, field
 
 from corpus.settings import Settings, load
 from embedded.home import PartStatus, supervising, tail, write_addresses, write_parts
-from embedded.parts import Part, app_part, app_port, capture_part, documents_part, free_port, log_part, reachable
+from embedded.parts import (
+    Part,
+    app_part,
+    app_port,
+    capture_part,
+    documents_part,
+    free_port,
+    log_part,
+    reachable,
+    taken,
+)
 
 logger = logging.getLogger(__name__)
 PAUSE = 0.05
@@ -132,6 +142,8 @@ class Supervisor:
         if "log" in names:
             # Before the new log can hold a message: who reads the old one's offsets must know that they mean nothing.
             self._addresses["log_epoch"] = str(uuid.uuid4())
+        if "app" in names:
+            self._find_port()
         write_addresses(self.settings.home, self._addresses)
         for name in names:
             running = self._running[name]
@@ -149,6 +161,15 @@ class Supervisor:
                 )
             running.started, running.ready_at = time.monotonic(), None
         self._tell()
+
+    def _find_port(self) -> None:
+        """Another port for the app when somebody took its own since it was chosen, unless it was asked for."""
+        running = self._running["app"]
+        port = int(running.part.address.rpartition(":")[2])
+        if self.settings.port or not taken(self.settings.host, port):
+            return
+        running.part = app_part(f"{running.part.address.rpartition(':')[0]}:{free_port()}")
+        self._addresses["app_url"] = running.part.address
 
     def _environment(self, part: Part) -> dict[str, str]:
         given = part.environment()

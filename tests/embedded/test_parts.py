@@ -14,7 +14,8 @@ import pytest
 
 from corpus.settings import InvalidSettings, load
 from embedded.checks import refuse
-from embedded.parts import PREFERRED_PORT, PortTaken, answers, app_port
+from embedded.parts import PREFERRED_PORT, PortTaken, answers, app_part, app_port
+from embedded.supervisor import Running, Supervisor
 
 
 @pytest.fixture
@@ -61,6 +62,21 @@ def test_a_port_that_was_asked_for_and_is_taken_is_named_with_what_to_do(tmp_pat
 
 def test_without_a_wish_the_port_is_the_preferred_one_or_a_free_one(tmp_path: Path) -> None:
     assert app_port(load({"TWIN_PORT": "0", "TWIN_HOME": str(tmp_path)})) not in (0, PREFERRED_PORT)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_an_app_whose_port_was_taken_since_gets_another_unless_it_was_asked_for(tmp_path: Path, asked: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other_home:
+        port = other_home.getsockname()[1]
+        settings = load({"TWIN_HOME": str(tmp_path), **({"TWIN_PORT": str(port)} if asked else {})})
+        supervisor = Supervisor(settings)
+        supervisor._running["app"] = Running(app_part(f"http://127.0.0.1:{port}"))
+
+        supervisor._find_port()
+
+    address = supervisor._running["app"].part.address
+    assert (address == f"http://127.0.0.1:{port}") is asked
+    assert supervisor._addresses.get("app_url", address) == address
 
 
 @pytest.mark.parametrize(
