@@ -87,15 +87,19 @@ def load(environment: Mapping[str, str] | None = None, directory: Path | None = 
 
 
 def running_addresses(home: Path) -> dict[str, str]:
-    """Addresses of the parts that run in `home` (written by its supervisor, removed when it stops); {} if none."""
+    """Addresses of the parts that run in `home` (written by its supervisor, removed when it stops); {} if none.
+
+    Raises InvalidSettings if they may not be read.
+    """
     try:
         return msgspec.json.decode((home / ADDRESSES).read_bytes(), type=dict[str, str])
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, msgspec.DecodeError) as error:
-        raise InvalidSettings(
-            f"{home / ADDRESSES} cannot be read ({error}): run `twin down`, then `twin up`"
-        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # A supervisor replaces the file as a whole; one that a power failure left is of none that runs.
+        return {}
+    except OSError as error:
+        raise InvalidSettings(f"{home / ADDRESSES} cannot be read ({error.strerror}): mend its permissions") from error
 
 
 def masked(settings: Settings) -> dict[str, Any]:

@@ -99,11 +99,12 @@ def test_a_setting_that_cannot_be_used_is_named(tmp_path: Path, variable: str, v
     assert str(refused.value) == f"{variable}: {reason}"
 
 
-def test_addresses_that_are_torn_say_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / ADDRESSES).write_text('{"app_url": "http:')
+@pytest.mark.parametrize("left", [b"", b'{"app_url": "http:', b"[1]", b"\xff\xfe"])
+def test_addresses_that_a_power_failure_left_are_of_no_running_home(tmp_path: Path, left: bytes) -> None:
+    (tmp_path / ADDRESSES).write_bytes(left)
 
-    with pytest.raises(InvalidSettings, match="run `twin down`, then `twin up`"):
-        running_addresses(tmp_path)
+    assert running_addresses(tmp_path) == {}
+    assert load({"TWIN_HOME": str(tmp_path)}, tmp_path).app_url is None
 
 
 def test_secrets_and_passwords_are_shown_as_asterisks(tmp_path: Path) -> None:
