@@ -71,6 +71,8 @@ def _told(error: Exception) -> tuple[int, str, str]:
         return 400, str(error), KINDS[400]
     if isinstance(error, UnicodeDecodeError):
         return 400, "the request is not valid UTF-8", KINDS[400]
+    if isinstance(error, RecursionError) and "deserializing" in str(error):
+        return 400, "the request is nested too deeply", KINDS[400]
     if isinstance(error, HTTPException) and not isinstance(error, InternalServerException):
         return error.status_code, _detail(error), KINDS.get(error.status_code, "error")
     if isinstance(error, api.ClientGone):

@@ -183,6 +183,7 @@ def test_a_question_of_no_or_too_many_characters_is_refused_in_one_sentence(harb
         (b'{"question": "\\ud800"}', "invalid_request"),
         (b'{"question": "x", "limit": 0}', "limit"),
         (b'{"question": "x\xff"}', "invalid_request"),
+        (b"[" * 100_000, "nested"),
     ],
 )
 def test_a_body_that_does_not_fit_is_refused_in_the_one_shape(harbour: Any, body: bytes, named: str) -> None:
