@@ -350,9 +350,8 @@ def _open_edge(settings: Settings, generation: str, dimensions: int) -> QdrantIn
     alias = directory / "current.json"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if alias.exists():
-            current = msgspec.json.decode(alias.read_bytes(), type=_Current)
-        else:
+        current = _current(alias)
+        if current is None:
             current = _Current(str(uuid.uuid4()), generation)
             _replace_file(alias, msgspec.json.encode(current))
     except OSError as error:
@@ -365,6 +364,14 @@ def _open_edge(settings: Settings, generation: str, dimensions: int) -> QdrantIn
         EdgePoints(place / "chunks", dimensions, CHUNK_FIELDS),
         EdgePoints(place / "documents", None, LEDGER_FIELDS),
     )
+
+
+def _current(alias: Path) -> _Current | None:
+    """What the alias says; None without one, or where a power failure left a torn one: then the log is read anew."""
+    try:
+        return msgspec.json.decode(alias.read_bytes(), type=_Current)
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _open_server(settings: Settings, generation: str, dimensions: int) -> QdrantIndex:

@@ -219,6 +219,19 @@ def test_another_generation_is_refused(tmp_path: Path) -> None:
         open_index(settings, "g2", DIMENSIONS)
 
 
+@pytest.mark.parametrize("left", [b"", b'{"id": "'])
+def test_a_torn_alias_is_of_a_new_index_that_reads_the_log_anew(tmp_path: Path, left: bytes) -> None:
+    settings = load({"TWIN_HOME": str(tmp_path)})
+    first = open_index(settings, "g1", DIMENSIONS)
+    first.close()
+    (tmp_path / "index" / "current.json").write_bytes(left)
+
+    again = open_index(settings, "g1", DIMENSIONS)
+    again.close()
+
+    assert again.id != first.id
+
+
 def test_a_killed_process_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     program = textwrap.dedent(
         f"""
