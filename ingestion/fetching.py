@@ -101,7 +101,7 @@ def retry_after(value: str | None, now: float) -> float | None:
     """Seconds from `now` (of the epoch) that a Retry-After header asks for. Source: RFC 9110, section 10.2.3."""
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal():
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - now)

@@ -48,6 +48,9 @@ CODE_SPANS = frozenset(("code", "kbd", "samp", "tt"))
 OUTSIDE_LINKS = etree.XPath(".//text()[not(ancestor::a)]")
 ARTICLE_TYPES = re.compile(r"(Article|Posting|Report)$")
 META_CHARSET = re.compile(rb"<meta[^>]+charset\s*=\s*[\"']?\s*([\w-]+)", re.IGNORECASE)
+MOST_ATTRIBUTES = 5_000
+LONG_TAG = re.compile(r"<[a-zA-Z][^<>]{10000,}")
+QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 META_AUTHORS = ("author", "article:author", "dc.creator", "citation_author", "parsely-author")
 META_DATES = (
     "article:published_time",
@@ -64,9 +67,13 @@ def read_page(content: bytes, address: str | None, charset: str | None, shortest
 
     Raises Unreadable if it is not valid in its encoding, or has no article of at least `shortest` characters.
     """
+    page = _decoded(content, charset, strict=address is None).replace("\0", "")
+    # The parser compares each attribute of an element with all the others: 200,000 of them take it minutes.
+    if any(len(QUOTED.sub("", tag[0]).split()) > MOST_ATTRIBUTES for tag in LONG_TAG.finditer(page)):
+        raise Unreadable(f"has an element with more than {MOST_ATTRIBUTES:,} attributes")
     try:
         root = html.document_fromstring(
-            _decoded(content, charset, strict=address is None).replace("\0", "").encode(),
+            page.encode(),
             parser=html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True),
         )
     except (etree.LxmlError, AssertionError) as error:

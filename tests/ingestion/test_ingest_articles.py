@@ -221,6 +221,7 @@ def test_a_retry_after_is_seconds_or_a_date() -> None:
     now = datetime(2026, 3, 1, tzinfo=UTC)
     later = format_datetime(now + timedelta(seconds=90), usegmt=True)
     assert retry_after("120", now.timestamp()) == 120
+    assert retry_after("\u00b2", now.timestamp()) is None
     assert retry_after(later, now.timestamp()) == 90
     assert retry_after("soon", now.timestamp()) is None
     assert retry_after(None, now.timestamp()) is None

@@ -205,6 +205,17 @@ def test_author_and_date_are_found_where_pages_put_them(
     assert (reading.author, reading.published_at) == expected
 
 
+def test_an_element_of_attributes_beyond_reason_is_refused_at_once() -> None:
+    attributes = " ".join(f'a{number}="x y"' for number in range(200_000))
+    with pytest.raises(Unreadable, match="attributes"):
+        read_page(f"<article><p {attributes}>{PROSE}</p></article>".encode(), ADDRESS, None)
+
+
+def test_one_long_attribute_is_no_reason_to_refuse_a_page() -> None:
+    page = f"<article><p>{PROSE}</p><img src='data:image/png;base64,{'A' * 50_000}' alt='{'a b ' * 20_000}'></article>"
+    assert PROSE in read_page(page.encode(), ADDRESS, None).text
+
+
 def test_a_page_nested_beyond_reason_is_refused() -> None:
     with pytest.raises(Unreadable, match="has no article"):
         text("<div>" * 5_000 + PROSE + "</div>" * 5_000)
