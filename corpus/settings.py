@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,6 +70,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.home / "logs"
 
 
+# MongoDB takes secrets as options of its address too: a key file's password, a session token.
+SECRET_OPTION = re.compile(r"((?:password|token|secret|key)[=:])[^&,]*", re.IGNORECASE)
 SECRETS = frozenset({"qdrant_api_key", "llm_api_key", "api_keys"})
 
 
@@ -108,7 +111,7 @@ def masked(settings: Settings) -> dict[str, Any]:
     for name, value in shown.items():
         if name in SECRETS and value:
             shown[name] = "***"
-        elif isinstance(value, str) and "://" in value and "@" in value:
+        elif isinstance(value, str) and "://" in value:
             shown[name] = without_password(value)
     return dict(shown)
 
@@ -118,7 +121,8 @@ def without_password(address: str) -> str:
     scheme, _, rest = address.partition("://")
     # Up to the last @: a password that should have been escaped may hold a slash.
     _, found, shown = rest.rpartition("@")
-    return f"{scheme}://***@{shown}" if found else address
+    safe = f"{scheme}://***@{shown}" if found else address
+    return SECRET_OPTION.sub(r"\1***", safe)
 
 
 def _named(variables: Mapping[str, str | None]) -> dict[str, Any]:

@@ -138,3 +138,11 @@ def test_no_password_survives(user: str, password: str, path: str) -> None:
     address = f"mongodb://{user}:{password}@host:27017{path}"
 
     assert without_password(address) == f"mongodb://***@host:27017{path}"
+
+
+@pytest.mark.parametrize("option", ["tlsCertificateKeyFilePassword=", "authMechanismProperties=AWS_SESSION_TOKEN:"])
+def test_secrets_among_the_options_of_an_address_are_masked(option: str) -> None:
+    address = f"mongodb://host/?{option}s3cr3t&replicaSet=rs0"
+
+    assert without_password(address) == f"mongodb://host/?{option}***&replicaSet=rs0"
+    assert masked(Settings(mongodb_uri=address))["mongodb_uri"] == without_password(address)
