@@ -18,6 +18,8 @@ import msgspec
 TRACKING_PARAMETERS = re.compile(r"^(utm_.*|fbclid|gclid|mc_cid|mc_eid|ref_src|source)$")
 ORDER_BITS = 11
 UNKNOWN_AUTHOR = "Unknown"
+# The header by which every record of capture names its warehouse: one log may serve several.
+WAREHOUSE_HEADER = "twin.warehouse"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 

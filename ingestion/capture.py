@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from corpus.documents import WAREHOUSE_HEADER
 from corpus.settings import Settings, without_password
 from ingestion.topics import DOCUMENTS, MAX_MESSAGE_BYTES, WATERMARKS, topics
 
 # Debezium sends a heartbeat each second while it streams; ten missed ones are no coincidence.
 SILENCE = timedelta(seconds=10)
-WAREHOUSE_HEADER = "twin.warehouse"
 CONNECTOR_CLASS = "io.debezium.connector.mongodb.MongoDbConnector"
 
 State = Literal["starting", "snapshotting", "running", "stalled", "failed", "stopped", "unreachable"]

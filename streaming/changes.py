@@ -13,9 +13,8 @@ from typing import Annotated, Any
 import msgspec
 from bson import json_util
 
-from corpus.documents import ORDER_BITS, Document, from_record, source_version
+from corpus.documents import ORDER_BITS, WAREHOUSE_HEADER, Document, from_record, source_version
 
-WAREHOUSE_HEADER = "twin.warehouse"
 UPSERTS = {"r": "snapshot", "c": "create", "u": "update"}
 # Dates as aware datetimes, numbers as Python's own, whichever of the two forms of extended JSON a sender writes.
 JSON_OPTIONS = json_util.JSONOptions(tz_aware=True, json_mode=json_util.JSONMode.RELAXED)
