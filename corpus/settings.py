@@ -70,9 +70,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.home / "logs"
 
 
-# MongoDB takes secrets as options of its address too: a key file's password, a session token.
-SECRET_OPTION = re.compile(r"((?:password|token|secret|key)[=:])[^&,]*", re.IGNORECASE)
 SECRETS = frozenset({"qdrant_api_key", "llm_api_key", "api_keys"})
+URLS = dict.fromkeys(("connect_url", "qdrant_url", "app_url", "llm_url"), ("http", "https"))
+# By setting: the schemes that its address may have; "" is an address without one.
+SCHEMES = {**URLS, "mongodb_uri": ("mongodb", "mongodb+srv"), "kafka_bootstrap_servers": ("", "plaintext")}
+HOST = r"(?:[\w.%-]+|\[[\da-f:.%]+\])"
+ADDRESS = re.compile(
+    rf"(?:(?P<scheme>[a-z][a-z0-9+.-]*)://)?(?P<user>.*@)?(?P<hosts>{HOST}(?::\d+)?(?:,{HOST}(?::\d+)?)*)(?P<rest>[/?#].*)?",
+    re.IGNORECASE | re.DOTALL,
+)
+SENSITIVE = r"\b[\w.-]{0,100}(?:passw(?:or)?d|pwd|token|secret|key|signature|credential|\bsig|\bauth)"
+# Addresses take secrets as options too: the password of a key file, the token of a session.
+SECRET_OPTION = re.compile(rf"({SENSITIVE}[=:])[^&,]+", re.IGNORECASE)
+# The same within a sentence, where a colon is one as a rule, and a secret ends where its address does.
+TOLD_OPTION = re.compile(rf"({SENSITIVE}(?:=|(?<=token):))[^\s&,;'\"<>()\[\]{{}}]+", re.IGNORECASE)
+# Not every @ ends a password: https://medium.com/@author, http://127.0.0.1:8000/@author, me@example.org.
+TOLD_USER = re.compile(
+    r"(?<=://)(?:[^\s/@:]*|[^\s/@:]*:(?!\d+(?:[/?#\s]|$)).{0,4000})@|\b[^\s/@:'\"]{1,100}:[^\s/@]{1,500}@(?=\w)"
+)
 
 
 def load(environment: Mapping[str, str] | None = None, directory: Path | None = None, **overrides: Any) -> Settings:
@@ -111,18 +126,31 @@ def masked(settings: Settings) -> dict[str, Any]:
     for name, value in shown.items():
         if name in SECRETS and value:
             shown[name] = "***"
-        elif isinstance(value, str) and "://" in value:
+        elif name in SCHEMES and value:
             shown[name] = without_password(value)
+        elif isinstance(value, str):
+            shown[name] = masked_text(value)
     return dict(shown)
 
 
 def without_password(address: str) -> str:
-    """The address with its user and password replaced, fit for logs and error texts."""
-    scheme, _, rest = address.partition("://")
-    # Up to the last @: a password that should have been escaped may hold a slash.
-    _, found, shown = rest.rpartition("@")
-    safe = f"{scheme}://***@{shown}" if found else address
-    return SECRET_OPTION.sub(r"\1***", safe)
+    """A setting's address without user, password and secret options; what is no address is a secret for all we know."""
+    found = ADDRESS.fullmatch(address)
+    if found is None or (not found["scheme"] and (found["user"] or not _has_ports(found["hosts"]))):
+        scheme, separator, _ = address.partition("://")
+        return f"{scheme}://***" if separator and scheme.isalnum() else "***"
+    shown = f"{found['scheme']}://" if found["scheme"] else ""
+    shown += ("***@" if found["user"] else "") + found["hosts"]
+    return shown + SECRET_OPTION.sub(r"\1***", found["rest"] or "")
+
+
+def masked_text(text: str) -> str:
+    """A sentence, an error's text or a source's name without the passwords and tokens of addresses within it."""
+    return TOLD_OPTION.sub(r"\1***", TOLD_USER.sub("***@", text))
+
+
+def _has_ports(hosts: str) -> bool:
+    return all(re.search(r":\d+$", host) for host in hosts.split(","))
 
 
 def _named(variables: Mapping[str, str | None]) -> dict[str, Any]:
@@ -147,10 +175,22 @@ def _convert(values: dict[str, Any]) -> Settings:
     if isinstance(values.get("api_keys"), str):
         values["api_keys"] = [key.strip() for key in values["api_keys"].split(",") if key.strip()]
     try:
-        return msgspec.convert(values, Settings, strict=False, dec_hook=lambda kind, value: kind(value))
+        settings = msgspec.convert(values, Settings, strict=False, dec_hook=lambda kind, value: kind(value))
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at `$.")
         name = PREFIX + path.strip("`").upper() if path else "settings"
         for kind, words in (("int", "a whole number"), ("float", "a number"), ("bool", "true or false")):
             reason = reason.replace(f"`{kind} | null`", words).replace(f"`{kind}`", words)
         raise InvalidSettings(f"{name}: {reason[:1].lower() + reason[1:].removesuffix(', got `str`')}") from error
+    for name, schemes in SCHEMES.items():
+        _check_address(name, getattr(settings, name), schemes)
+    return settings
+
+
+def _check_address(name: str, address: str | None, schemes: tuple[str, ...]) -> None:
+    """Raise InvalidSettings for what is no address; its text is not repeated, a password may stand anywhere in it."""
+    found = ADDRESS.fullmatch(address) if address else None
+    scheme = (found["scheme"] or "").lower() if found else ""
+    if address and (found is None or scheme not in schemes or (found["user"] and not scheme)):
+        like = f"{schemes[0]}://host:port" if schemes[0] else "host:port,host:port"
+        raise InvalidSettings(f"{PREFIX}{name.upper()}: expected an address like {like} (what is set is not shown)")

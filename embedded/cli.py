@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from corpus.settings import InvalidSettings, Settings, load
+from corpus.settings import InvalidSettings, Settings, load, masked_text
 from embedded import commands as embedded_commands
 from ingestion import capture_commands
 from ingestion import commands as ingestion_commands
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _told(error: Exception, code: int) -> int:
     named = str(error) if str(error) else type(error).__name__
-    sys.stderr.write(f"twin: {named}\n")
+    sys.stderr.write(f"twin: {masked_text(named)}\n")
     return code
 
 

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from corpus.settings import Settings, load
+from corpus.settings import Settings, load, without_password
 from embedded.home import PartStatus, supervising, tail, write_addresses, write_parts
 from embedded.parts import (
     Part,
@@ -290,7 +290,10 @@ class Supervisor:
             )
             for name, running in self._running.items()
         }
-        given = {name: PartStatus(name=name, state="given", address=address) for name, address in self._given.items()}
+        given = {
+            name: PartStatus(name=name, state="given", address=without_password(address))
+            for name, address in self._given.items()
+        }
         order = ("documents", "log", "capture", "app")
         return [{**ours, **given}[name] for name in order if name in ours or name in given]
 

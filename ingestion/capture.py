@@ -10,12 +10,13 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
 from corpus.documents import WAREHOUSE_HEADER
-from corpus.settings import Settings, without_password
+from corpus.settings import Settings, masked_text, without_password
 from ingestion.topics import DOCUMENTS, MAX_MESSAGE_BYTES, WATERMARKS, topics
 
 # Debezium sends a heartbeat each second while it streams; ten missed ones are no coincidence.
@@ -251,7 +252,7 @@ def first_line(trace: str) -> str:
     """What a Java stack trace says: the innermost cause's message, on one line, without passwords."""
     causes = [line for line in trace.splitlines() if line.startswith("Caused by: ")] or trace.splitlines()[:1]
     text = causes[-1].removeprefix("Caused by: ") if causes else "no reason given"
-    return re.sub(r"\S+://\S*@\S+", lambda found: without_password(found[0]), text)[:500]
+    return masked_text(text)[:500]
 
 
 class NoSuchConnector(CaptureFailed):
@@ -272,10 +273,10 @@ def _request(
     where = without_password(connect_url)
     data = None if body is None else json.dumps(body).encode()
     while True:
-        request = urllib.request.Request(  # noqa: S310
-            connect_url.rstrip("/") + path, data, {"Content-Type": "application/json"}, method=method
-        )
         try:
+            request = urllib.request.Request(  # noqa: S310
+                connect_url.rstrip("/") + path, data, {"Content-Type": "application/json"}, method=method
+            )
             with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
                 return dict(json.loads(response.read() or b"{}"))
         except urllib.error.HTTPError as error:
@@ -286,8 +287,9 @@ def _request(
             if error.code != 409 or time.monotonic() > deadline:
                 raise CaptureFailed(f"Connect at {where} refused ({error.code}): {first_line(said)}") from error
             time.sleep(0.3)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
+        except (OSError, HTTPException, ValueError) as error:
+            # What the library says of an address that it cannot use holds the password.
+            reason = getattr(error, "reason", error) if isinstance(error, OSError) else "it cannot be asked"
             raise CaptureFailed(f"Connect at {where} does not answer ({reason}): is TWIN_CONNECT_URL right?") from error
 
 

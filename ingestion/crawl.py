@@ -11,7 +11,7 @@ from typing import Any
 
 from corpus.categories import category_of
 from corpus.documents import UNKNOWN_AUTHOR, Document, by_author, canonical_url, new_document
-from corpus.settings import Settings, without_password
+from corpus.settings import Settings, masked_text
 from corpus.warehouse import Saved, Warehouse, WarehouseUnavailable, refusal
 from ingestion.crawlers import crawler_of
 from ingestion.drafts import Covered, Draft, Failed, Item, Options, Unchanged
@@ -192,13 +192,13 @@ def _guarded(source: str, options: Options) -> Iterator[Item]:
     except WarehouseUnavailable:
         raise
     except Exception as error:
-        logger.warning("crawling %s failed", without_password(source), exc_info=True)
+        logger.debug("crawling %s failed", masked_text(source), exc_info=True)
         yield Failed(source, f"cannot be crawled ({type(error).__name__}: {str(error)[:200]})", lost=True)
 
 
 def shown(text: str) -> str:
     """A source or reason fit for people and stores: without passwords, and valid Unicode whatever a file is called."""
-    return without_password(text).encode("utf-8", "backslashreplace").decode()
+    return masked_text(text).encode("utf-8", "backslashreplace").decode()
 
 
 def _wrong(draft: Draft, settings: Settings) -> str | None:

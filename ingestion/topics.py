@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from corpus.settings import Settings
+from corpus.settings import Settings, without_password
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
@@ -97,7 +97,9 @@ def create_topics(bootstrap: str, settings: Settings, timeout: float = 15.0) -> 
             outcome.result()
         except KafkaException as error:
             if error.args[0].code() != TOPIC_ALREADY_EXISTS:
-                raise TopicsFailed(f"Topic {name} cannot be created at {bootstrap}: {error.args[0].str()}.") from error
+                raise TopicsFailed(
+                    f"Topic {name} cannot be created at {without_password(bootstrap)}: {error.args[0].str()}."
+                ) from error
             existing.append(name)
     if existing:
         _check(admin, bootstrap, {name: wanted[name] for name in existing}, timeout)
@@ -114,7 +116,9 @@ def _check(admin: AdminClient, bootstrap: str, wanted: dict[str, tuple[int, dict
         )
         configs = {resource.name: outcome.result() for resource, outcome in described.items()}
     except KafkaException as error:
-        raise TopicsFailed(f"The topics at {bootstrap} cannot be read: {error.args[0].str()}.") from error
+        raise TopicsFailed(
+            f"The topics at {without_password(bootstrap)} cannot be read: {error.args[0].str()}."
+        ) from error
     for name, (partitions, config) in wanted.items():
         policy, count = configs[name].get("cleanup.policy"), len(found[name].partitions)
         # A broker that made the topic by itself may name no policy at all; such a one removes nothing.

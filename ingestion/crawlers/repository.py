@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from corpus.settings import Settings, without_password
+from corpus.settings import Settings, masked_text
 from ingestion.crawlers.files import draft, ignored, too_large, wanted
 from ingestion.drafts import Covered, Draft, Failed, Item, Options
 from ingestion.fetching import FetchFailed, public_addresses
@@ -108,7 +108,7 @@ def _documents(
         name = os.fsencode(blob.path).decode("utf-8", "replace")
         # HEAD, so that the address stays over commits and still opens on the well-known hosts.
         url = f"{home}/blob/HEAD/{quote(os.fsencode(blob.path))}"
-        told = f"{without_password(source)}: {name}"
+        told = f"{masked_text(source)}: {name}"
         if blob.size > options.settings.max_document_bytes:
             yield Failed(told, too_large(blob.size, options), url)
             continue
@@ -214,7 +214,7 @@ def _clone(address: str, clone: Path, settings: Settings) -> None:
         lines = [line for line in told.splitlines() if line.startswith(("fatal:", "ERROR:", "error:"))] or [
             told.strip()
         ]
-        raise CloneFailed(f"cannot be cloned: {lines[0].replace(address, without_password(address))[:300]}")
+        raise CloneFailed(f"cannot be cloned: {masked_text(lines[0])[:300]}")
 
 
 def _server(address: str) -> tuple[str, int]:

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from corpus.settings import (
     ADDRESSES,
+    SCHEMES,
     SECRETS,
     InvalidSettings,
     Settings,
     load,
     masked,
+    masked_text,
     running_addresses,
     without_password,
 )
@@ -107,17 +109,73 @@ def test_addresses_that_a_power_failure_left_are_of_no_running_home(tmp_path: Pa
     assert load({"TWIN_HOME": str(tmp_path)}, tmp_path).app_url is None
 
 
+def address_scheme(name: str) -> str:
+    return {"mongodb_uri": "mongodb", "kafka_bootstrap_servers": "plaintext"}.get(name, "http")
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMES))
+@pytest.mark.parametrize(
+    "value",
+    ["user:hunter2@host", "mongo://user:hunter2@host", "hunter2 ", "mongodb://user:hunter2", "http://user:hunter2/x"],
+)
+def test_what_is_no_address_is_refused_without_repeating_it(tmp_path: Path, name: str, value: str) -> None:
+    with pytest.raises(InvalidSettings, match=f"TWIN_{name.upper()}: expected an address like ") as refused:
+        load({f"TWIN_{name.upper()}": value}, tmp_path)
+    assert "hunter2" not in str(refused.value)
+
+    shown = masked(Settings(**{name: value}))
+    assert "hunter2" not in json.dumps(shown)
+
+
+@pytest.mark.parametrize(
+    "value", ["mongodb://a:1,b:2/?replicaSet=rs0", "mongodb+srv://cluster.example.org/twin", "mongodb://[::1]:27017"]
+)
+def test_an_address_without_secrets_is_shown_as_it_is(tmp_path: Path, value: str) -> None:
+    assert masked(load({"TWIN_MONGODB_URI": value}, tmp_path))["mongodb_uri"] == value
+    assert masked_text(f"MongoDB at {value} does not answer") == f"MongoDB at {value} does not answer"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("http://me:hunter2@db/ refused", "http://***@db/ refused"),
+        ("mongodb://me:hun ter2@db/ refused", "mongodb://***@db/ refused"),
+        ("'me:hunter2@db' is no address", "'***@db' is no address"),
+        ("GET https://x.org/a?access_token=hunter2&page=2", "GET https://x.org/a?access_token=***&page=2"),
+        ("'https://x.org/?sig=hunter2' answered 403", "'https://x.org/?sig=***' answered 403"),
+        ("mongodb://h/?p=AWS_SESSION_TOKEN:hunter2", "mongodb://h/?p=AWS_SESSION_TOKEN:***"),
+        ("sasl.password=hunter2, sasl.mechanism=PLAIN", "sasl.password=***, sasl.mechanism=PLAIN"),
+    ],
+)
+def test_no_secret_is_told_in_a_sentence(text: str, told: str) -> None:
+    assert masked_text(text) == told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://medium.com/@author/an-article does not exist",
+        "http://127.0.0.1:8000/@author answered 500",
+        "/home/ada@work/notes.md is empty",
+        "git@github.com:ada/notes.git cannot be cloned",
+        "expected a key: value",
+    ],
+)
+def test_a_sentence_without_secrets_stays(text: str) -> None:
+    assert masked_text(text) == text
+
+
 def test_secrets_and_passwords_are_shown_as_asterisks(tmp_path: Path) -> None:
     secret = "hunter2"
     given_ = {f"TWIN_{name.upper()}": secret for name in SECRETS}
     addresses = ("mongodb_uri", "kafka_bootstrap_servers", "connect_url", "qdrant_url", "app_url", "llm_url")
-    given_ |= {f"TWIN_{name.upper()}": f"http://user:{secret}@host:1/path" for name in addresses}
+    given_ |= {f"TWIN_{name.upper()}": f"{address_scheme(name)}://user:{secret}@host:1/path" for name in addresses}
 
     shown = masked(load(given_, tmp_path))
 
     assert secret not in json.dumps(shown)
     assert {shown[name] for name in SECRETS} == {"***"}
-    assert {shown[name] for name in addresses} == {"http://***@host:1/path"}
+    assert all(shown[name] == f"{address_scheme(name)}://***@host:1/path" for name in addresses)
     assert set(shown) == set(Settings.__struct_fields__)
 
 

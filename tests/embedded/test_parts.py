@@ -79,6 +79,15 @@ def test_an_app_whose_port_was_taken_since_gets_another_unless_it_was_asked_for(
     assert supervisor._addresses.get("app_url", address) == address
 
 
+def test_a_part_given_by_address_is_told_without_its_password(tmp_path: Path) -> None:
+    supervisor = Supervisor(load({"TWIN_HOME": str(tmp_path)}))
+    supervisor._given["documents"] = "mongodb://ada:hunter2@db:27017/?replicaSet=rs0"
+
+    (part,) = supervisor._status()
+
+    assert part.address == "mongodb://***@db:27017/?replicaSet=rs0"
+
+
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [

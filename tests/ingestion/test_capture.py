@@ -190,6 +190,14 @@ def test_a_connect_that_is_not_there_is_one_sentence() -> None:
         capture.register("http://127.0.0.1:1", capture.connect_configuration(SETTINGS, WAREHOUSE))
 
 
+@pytest.mark.parametrize("address", ["http://me:secret@127.0.0.1:1", "me:secret@127.0.0.1:1", "secret"])
+def test_an_address_that_cannot_be_asked_is_told_without_its_password(address: str) -> None:
+    with pytest.raises(CaptureFailed, match="TWIN_CONNECT_URL") as failure:
+        capture.stop(address, NAME)
+
+    assert "secret" not in str(failure.value)
+
+
 def test_a_connector_is_stopped_restarted_and_deleted(connect: tuple[Connect, str]) -> None:
     worker, url = connect
     registered(worker)

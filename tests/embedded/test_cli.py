@@ -1,0 +1,65 @@
+"""The command line as a whole: what it says of itself, what it refuses, and with which exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from embedded import cli
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of its own in which nothing runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TWIN_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("variable", ["MONGODB_URI", "KAFKA_BOOTSTRAP_SERVERS", "CONNECT_URL", "QDRANT_URL", "LLM_URL"])
+@pytest.mark.parametrize("value", ["user:hunter2@host", "hunter2 pasted", "mongo://user:hunter2"])
+@pytest.mark.parametrize("dotenv", [False, True])
+def test_doctor_refuses_what_is_no_address_without_repeating_it(
+    variable: str,
+    value: str,
+    dotenv: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if dotenv:
+        (tmp_path / ".env").write_text(f"TWIN_{variable}='{value}'\n")
+    else:
+        monkeypatch.setenv(f"TWIN_{variable}", value)
+
+    assert cli.main(["doctor"]) == cli.USAGE
+
+    told = capsys.readouterr()
+    assert told.err.startswith(f"twin: TWIN_{variable}: expected an address like ")
+    assert "hunter2" not in told.out + told.err
+
+
+def test_doctor_shows_addresses_without_their_passwords(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable in ("CONNECT_URL", "QDRANT_URL", "LLM_URL"):
+        monkeypatch.setenv(f"TWIN_{variable}", "http://user:hunter2@127.0.0.1:1/?api_key=hunter2")
+
+    assert cli.main(["doctor"]) == cli.FAILED
+
+    told = capsys.readouterr()
+    assert "hunter2" not in told.out + told.err
+    assert "FAIL index: http://***@127.0.0.1:1/?api_key=*** does not answer" in told.out
+
+
+def test_an_unforeseen_error_is_told_without_passwords(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(**_: object) -> None:
+        raise RuntimeError("http://user:hunter2@host/ broke")
+
+    monkeypatch.setattr(cli, "load", broken)
+
+    assert cli.main(["status"]) == cli.FAILED
+    assert capsys.readouterr().err == "twin: http://***@host/ broke\n"
