@@ -145,9 +145,9 @@ def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
             await app(scope, receive, send_guarded)
             return
         status, message, kind, more = refusal
-        if status == 401 and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
+        if status == 401 and scope["method"] in ("GET", "HEAD") and "text/html" in headers.get("accept", ""):
             query = scope.get("query_string", b"").decode("latin-1")
-            target = quote(f"{path}?{query}" if query else path, safe="")
+            target = quote(quote(path) + (f"?{query}" if query else ""), safe="")
             status, more = 303, [(b"location", f"/login?next={target}".encode("latin-1"))]
         body = error_body(message, kind, path)
         start = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *more]

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 from litestar import Request, Response, get, post
@@ -32,10 +33,12 @@ Given = NamedDependency[SkipValidation[Parts]]
 Counted = NamedDependency[SkipValidation[Metrics]]
 AnyRequest = Request[Any, Any, State]
 ASK_PASSAGES = 6
+# Everything that follows in the path is one id, whatever characters it has: see `serving.app.routed`.
+BEFORE_ID = ("/api/documents/", "/documents/", "/passages/")
 T = TypeVar("T")
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which documents may answer; dates are ISO years, months, days or instants."""
 
     author: str | None = None
@@ -49,14 +52,14 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         return filters_from(**msgspec.structs.asdict(self))
 
 
-class Turn(msgspec.Struct, frozen=True, kw_only=True):
+class Turn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An earlier question of the conversation and its answer."""
 
     question: str
     answer: str
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
+class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A question; `limit`: how many chunks the answer is made from."""
 
     question: str
@@ -76,7 +79,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
 
-class Search(msgspec.Struct, frozen=True, kw_only=True):
+class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A search; filters stand beside the question."""
 
     question: str
@@ -183,7 +186,8 @@ def listed(parts: Parts) -> list[Listed]:
 
 @get("/api/documents/{document_id:str}", summary="One document with its cleaned text and its chunks")
 async def document(document_id: FromPath[str], parts: Given) -> Shown:
-    return await asyncio.to_thread(known_document, parts, document_id)
+    """Percent-escape the id, its slashes too."""
+    return await asyncio.to_thread(known_document, parts, unquote(document_id))
 
 
 def known_document(parts: Parts, document_id: str) -> Shown:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from typing import Any
+from urllib.parse import quote
 
 from litestar import Litestar, Request, Response
 from litestar.di import Provide
+from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException, InternalServerException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import api, openai, pages
 from serving.access import MAX_BODY, error_body, guarded
@@ -50,8 +53,35 @@ def create_app(parts: Parts) -> Litestar:
         request_max_body_size=MAX_BODY,
         logging_config=None,
     )
-    app.asgi_handler = measured(guarded(app.asgi_handler, parts.settings), metrics)
+    app.asgi_handler = measured(guarded(routed(app.asgi_handler), parts.settings), metrics)
     return app
+
+
+def routed(app: ASGIApp) -> ASGIApp:
+    """`app` where an id of any characters is one (escaped) segment of the path, and HEAD is GET without body."""
+
+    async def route(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await app(scope, receive, send)
+            return
+        head = scope["method"] == "HEAD"
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message["body"] = b""
+            await send(message)
+
+        # A copy: the server must go on seeing HEAD, or it would wait for the body.
+        seen: Scope = {**scope, "method": "GET" if head else scope["method"]}
+        for above in api.BEFORE_ID:
+            if scope["path"].startswith(above):
+                seen["path"] = above + quote(scope["path"].removeprefix(above), safe="")
+        try:
+            await app(seen, receive, send_head if head else send)
+        finally:
+            scope["path_template"] = seen.get("path_template", "")
+
+    return route
 
 
 def answered_error(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:

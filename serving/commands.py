@@ -105,11 +105,15 @@ def list_documents(arguments: argparse.Namespace, settings: Settings) -> int:
 def show_document(arguments: argparse.Namespace, settings: Settings) -> int:
     from urllib.parse import quote
 
-    from serving.client import call
+    from serving.client import AppRefused, call
 
-    return _answered(
-        lambda: call(settings, "GET", f"/api/documents/{quote(arguments.id, safe='')}"), arguments, _document
-    )
+    def asked() -> Any:
+        if not arguments.id:
+            raise AppRefused("no document has the id ''", 404)
+        # What a terminal hands over need not be UTF-8; it is then the id of no document.
+        return call(settings, "GET", f"/api/documents/{quote(arguments.id, safe='', errors='surrogateescape')}")
+
+    return _answered(asked, arguments, _document)
 
 
 def delete_documents(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -219,7 +223,9 @@ def _table(rows: Sequence[Mapping[str, Any]], chosen: bool) -> str:
     for row in rows:
         title = _printable(row["title"])
         reason = f"  ({_printable(row['reason'])})" if row.get("reason") else ""
-        lines.append(f"{row['document_id']:<36}  {row['state']:<8}  {row['chunks']:>6}  {title[:80]}{reason}\n")
+        lines.append(
+            f"{_printable(row['document_id']):<36}  {row['state']:<8}  {row['chunks']:>6}  {title[:80]}{reason}\n"
+        )
     return "".join(lines) + _count(len(rows), "document") + "\n"
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, unquote, urlencode
 
 import msgspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -61,6 +61,7 @@ def _templates() -> Environment:
     )
     environment.filters["ago"] = ago
     environment.filters["exact"] = exact
+    environment.filters["address"] = document_address
     environment.filters["count"] = lambda number: f"{number:,}"
     environment.globals["fingerprint"] = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for path in STATIC.iterdir()
@@ -108,10 +109,15 @@ class ShownCitation:
     address: str
 
 
+def document_address(document_id: str, **query: int) -> str:
+    """The page of a document, whatever characters its id has."""
+    return f"/documents/{quote(document_id, safe='')}" + (f"?{urlencode(query)}" if query else "")
+
+
 def citation_address(citation: Citation) -> str:
     """The page of the document with the cited words marked."""
     where = {"version": citation.version, "start": citation.start, "end": citation.end}
-    return f"/documents/{citation.document_id}?{urlencode(where)}#cited"
+    return document_address(citation.document_id, **where) + "#cited"
 
 
 def turn_html(question: str, answer: Answer) -> str:
@@ -265,6 +271,7 @@ async def document(
     offset: Annotated[int, QueryParameter(ge=0)] = 0,
 ) -> Response[str]:
     """The cleaned text of a document, where its chunks begin, and the cited words marked."""
+    document_id = unquote(document_id)
     shown, record = await asyncio.to_thread(_document_and_record, parts, document_id)
     text = record.text if record else ""
     mark = _still_there(record, version, start, end)
@@ -279,12 +286,12 @@ async def document(
         first=first,
         last=last,
         length=len(text),
-        earlier=f"/documents/{document_id}?offset={max(0, first - WHOLE)}" if first > 0 else None,
-        later=f"/documents/{document_id}?offset={last}" if last < len(text.rstrip()) else None,
+        earlier=document_address(document_id, offset=max(0, first - WHOLE)) if first > 0 else None,
+        later=document_address(document_id, offset=last) if last < len(text.rstrip()) else None,
     )
 
 
-@get("/documents/{document_id:str}/passage", include_in_schema=False)
+@get("/passages/{document_id:str}", include_in_schema=False)
 async def passage(
     document_id: FromPath[str],
     parts: Given,
@@ -293,6 +300,7 @@ async def passage(
     end: FromQuery[int],
 ) -> Response[str]:
     """The cited words in their surroundings, for the pane beside the conversation."""
+    document_id = unquote(document_id)
     shown, record = await asyncio.to_thread(_document_and_record, parts, document_id)
     mark = _still_there(record, version, start, end)
     text = record.text if record else ""
@@ -309,7 +317,7 @@ async def passage(
         moved=mark is None,
         begins=first == 0,
         ends=last >= len(text.rstrip()),
-        address=f"/documents/{document_id}?{urlencode({'version': version, 'start': start, 'end': end})}#cited",
+        address=document_address(document_id, version=version, start=start, end=end) + "#cited",
     )
 
 

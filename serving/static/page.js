@@ -126,7 +126,7 @@ async function open(link) {
   content.replaceChildren(element("p", "hint", "Opening the source…"));
   show(true);
   try {
-    const response = await fetch(`${address.pathname}/passage${address.search}`);
+    const response = await fetch(address.pathname.replace("/documents/", "/passages/") + address.search);
     if (!response.ok) throw new Error(await refusal(response));
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
     if (opened !== link) return;

@@ -158,9 +158,10 @@ class Library:
         crawled_at: datetime = CRAWLED,
         indexed: bool = True,
         url: str | None = None,
+        id: str | None = None,
     ) -> str:
         url = url or f"https://example.org/{title.replace(' ', '-')}"
-        id = str(uuid.uuid5(uuid.NAMESPACE_URL, url))
+        id = id or str(uuid.uuid5(uuid.NAMESPACE_URL, url))
         digest = f"{zlib.crc32(text.encode()):08x}"
         self.warehouse.kept[id] = Stamp(id, digest, crawled_at, title, url, author, category, platform)
         if indexed:
@@ -210,7 +211,7 @@ def _paragraphs(id: str, text: str) -> Iterator[Place]:
         if heading := re.match(r"(#+) (.*)", match[0]):
             headings[len(heading[1]) - 1 :] = [heading[2]]
             continue
-        chunk = str(uuid.uuid5(uuid.UUID(id), match[0]))
+        chunk = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{id} {match[0]}"))
         yield Place(chunk, match.start(), match.end(), tuple(headings))
 
 

@@ -182,6 +182,8 @@ def test_a_question_of_no_or_too_many_characters_is_refused_in_one_sentence(harb
         (b'{"question": 3}', "question"),
         (b'{"question": "\\ud800"}', "invalid_request"),
         (b'{"question": "x", "limit": 0}', "limit"),
+        (b'{"question": "x", "fliters": {}}', "fliters"),
+        (b'{"question": "x", "filters": {"autor": "Ada"}}', "autor"),
         (b'{"question": "x\xff"}', "invalid_request"),
         (b"[" * 100_000, "nested"),
     ],
@@ -192,6 +194,23 @@ def test_a_body_that_does_not_fit_is_refused_in_the_one_shape(harbour: Any, body
     assert response.status_code == 400
     assert set(response.json()["error"]) == {"message", "type"}
     assert named in response.text
+
+
+def test_a_field_that_a_search_does_not_have_is_named(harbour: Any) -> None:
+    with harbour.client() as client:
+        response = client.post("/api/search", json={"question": "x", "filters": {"author": "Ada"}})
+    assert response.status_code == 400
+    assert "unknown field `filters`" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/", "/documents", "/reference", "/health/live", "/health/ready", "/api/documents"])
+def test_head_is_answered_as_get_without_its_body(harbour: Any, path: str) -> None:
+    with harbour.client() as client:
+        head, whole = client.head(path), client.get(path)
+        metrics = client.get("/metrics").text
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == str(len(whole.content))
+    assert f'twin_http_requests_total{{method="HEAD",route="{path}",status="200"}} 1.0' in metrics
 
 
 def test_search_gives_the_fields_that_programs_rely_on(harbour: Any) -> None:

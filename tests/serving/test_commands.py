@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from html import unescape
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
@@ -105,11 +109,71 @@ def test_a_document_is_shown(settings: Settings, harbour: Any, capsys: pytest.Ca
     assert record.text in capsys.readouterr().out
 
 
+STRANGE_IDS = (
+    *(
+        "a/b",
+        "/a//b/",
+        "posts/passage",
+        "..",
+        "x y?q#f",
+        "100%41%2F",
+        "ünï/☃",
+        "line\nend",
+        "'\"<>&",
+        "5f9f1b9b9b9b9b9b9b9b9b9b",
+    ),
+)
+
+
+@pytest.mark.parametrize("id", STRANGE_IDS)
+def test_a_document_is_shown_and_deleted_whatever_its_id(
+    settings: Settings, harbour: Any, id: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harbour.add("Strange", "The zqstrange text.", id=id)
+    assert twin(settings, "documents", "show", id, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["document_id"], shown["text"]) == (id, "The zqstrange text.")
+
+    @contextmanager
+    def connected(settings: Settings) -> Iterator[Any]:
+        yield harbour.warehouse
+
+    monkeypatch.setattr(warehouse, "connect", connected)
+    assert twin(settings, "documents", "delete", id) == 0
+    assert id not in harbour.warehouse.kept
+
+
+@pytest.mark.parametrize("id", [each for each in STRANGE_IDS if each != ".."])
+def test_every_link_to_a_document_leads_there_whatever_its_id(settings: Settings, harbour: Any, id: str) -> None:
+    harbour.add("Strange", "The zqstrange text.", id=id)
+
+    def page(path: str) -> str:
+        with closing(HTTPConnection("127.0.0.1", urlsplit(settings.app_url or "").port or 0)) as connection:
+            connection.request("GET", path, headers={"accept": "text/html"})
+            return connection.getresponse().read().decode()
+
+    listed = re.search(r'<a href="([^"]+)">Strange</a>', page("/documents"))
+    cited = re.search(r'class="citation" href="([^"]+)"', page("/?question=zqstrange"))
+    assert listed
+    assert cited
+    address = unescape(cited[1]).removesuffix("#cited")
+    assert "<h1>Strange</h1>" in page(unescape(listed[1]))
+    assert '<mark id="cited">The zqstrange text.' in page(address)
+    passage = page(address.replace("/documents/", "/passages/", 1))
+    assert '<mark id="cited">The zqstrange text.' in passage
+    whole = re.search(r'<a href="([^"]+)">The whole document', passage)
+    assert whole
+    assert "<h1>Strange</h1>" in page(unescape(whole[1]).removesuffix("#cited"))
+
+
 def test_an_unknown_document_and_a_bad_date_fail_with_one_sentence(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert twin(settings, "documents", "show", "no-such?id") == 1
     assert capsys.readouterr().err == "no document has the id 'no-such?id'\n"
+    for nothing in ("", "\udcff"):
+        assert twin(settings, "documents", "show", nothing) == 1
+        assert capsys.readouterr().err.startswith("no document has the id")
     assert twin(settings, "search", "tide", "--since", "soon") == 1
     assert capsys.readouterr().err.startswith("since is 'soon': write a date")
     assert twin(settings, "ask", " ") == 1
@@ -184,6 +248,15 @@ def test_a_part_that_is_away_for_a_moment_is_waited_for(settings: Settings, harb
     harbour.warehouse.away = True
     threading.Timer(0.3, lambda: setattr(harbour.warehouse, "away", False)).start()
     assert client.call(settings, "GET", "/api/documents")["total"] == 2
+
+
+def test_head_keeps_the_connection_in_order(settings: Settings) -> None:
+    connection = HTTPConnection("127.0.0.1", urlsplit(settings.app_url or "").port or 0)
+    for method, length in (("HEAD", 0), ("GET", 17), ("HEAD", 0)):
+        connection.request(method, "/health/live")
+        response = connection.getresponse()
+        assert (response.status, len(response.read())) == (200, length)
+    connection.close()
 
 
 def test_the_key_of_the_settings_opens_an_app_for_others(harbour: Any, tmp_path: Path) -> None:

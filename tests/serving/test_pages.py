@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from corpus.settings import Settings
-from serving.pages import STATIC, ago
+from serving.pages import STATIC, ago, document_address
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -61,7 +61,7 @@ def test_markup_of_an_author_is_never_markup_of_the_page(library: Any) -> None:
         HOSTILE, f"# {HOSTILE}\n\nThe zqevil {HOSTILE} <script>x()</script>.", author=HOSTILE, category="post"
     )
     library.fail(library.add("Bad", "x", indexed=False), HOSTILE)
-    passage = f"/documents/{id}/passage?version=1&start=0&end=10"
+    passage = f"/passages/{id}?version=1&start=0&end=10"
     with library.client() as client:
         for path in ("/?question=zqevil", "/documents", f"/documents/{id}", passage, f"/documents/{HOSTILE}"):
             text = get(client, path).text
@@ -73,9 +73,9 @@ def test_markup_of_an_author_is_never_markup_of_the_page(library: Any) -> None:
 def test_a_citation_of_a_version_that_is_gone_says_so(harbour: Any) -> None:
     id = next(iter(harbour.index.kept))
     with harbour.client() as client:
-        old = get(client, f"/documents/{id}/passage?version=7&start=0&end=10").text
+        old = get(client, f"/passages/{id}?version=7&start=0&end=10").text
         whole = get(client, f"/documents/{id}?version=7&start=0&end=10").text
-        beyond = get(client, f"/documents/{id}/passage?version=1&start=5&end=99999").text
+        beyond = get(client, f"/passages/{id}?version=1&start=5&end=99999").text
     assert all("has changed since it was cited" in text and "<mark" not in text for text in (old, whole, beyond))
 
 
@@ -167,6 +167,19 @@ def test_a_page_that_is_not_there_says_so_to_a_person(harbour: Any) -> None:
     assert (response.status_code, missing.status_code) == (404, 404)
     assert "no document has the id" in response.text
     assert "<h1>Not found</h1>" in missing.text
+
+
+def test_a_person_who_enters_comes_to_the_document_that_was_asked_for(harbour: Any) -> None:
+    id = "a/b?c#d %41"
+    harbour.add("Strange", "Text.", id=id)
+    address = document_address(id, offset=0)
+    with harbour.client(Settings(host="0.0.0.0", api_keys=("a-key",))) as client:
+        sent = get(client, address, follow_redirects=False)
+        form = get(client, sent.headers["location"]).text
+    # The test client decodes a path twice, hence the plain letter.
+    asked = re.search(r'name="next" value="([^"]+)"', form)
+    assert asked
+    assert asked[1] == "/documents/a/b%3Fc%23d%20A?offset=0"
 
 
 def test_a_person_enters_with_a_key_and_stays_in(harbour: Any) -> None:
