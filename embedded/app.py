@@ -29,17 +29,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 CONNECTOR_INTERVAL = 5.0
+WAREHOUSE_INTERVAL = 1.0
 
 
 @dataclass
 class Stream:
-    """The dataflow of these settings and what it needs: for the app of one machine and for `twin stream`."""
+    """The dataflow of these settings and what it needs: for the app of one machine and for `twin stream`.
+
+    `warehouse_id`: the identity of the warehouse whose changes count, once it was asked.
+    """
 
     settings: Settings
     warehouse: Warehouse
     index: QdrantIndex
     embedder: Embedder
     progress: Progress
+    warehouse_id: str = ""
 
     def log(self) -> Log:
         from ingestion.topics import topics
@@ -60,10 +65,28 @@ class Stream:
         return running_addresses(self.settings.home).get("log_epoch", "")
 
     def dataflow(self, stop: threading.Event) -> Dataflow:
-        return feature_dataflow(self.log(), self.warehouse.identity(), self.index, self.embedder, self.progress, stop)
+        self.recognise()
+        return feature_dataflow(self.log(), lambda: self.warehouse_id, self.index, self.embedder, self.progress, stop)
+
+    def recognise(self) -> None:
+        """Follow the warehouse that answers now: a database that was dropped and filled again has another identity."""
+        found = self.warehouse.identity()
+        if self.warehouse_id not in ("", found):
+            logger.warning("the warehouse was dropped or replaced: its documents are followed anew")
+            if self.settings.connect_url is not None:
+                self._register_anew(self.settings.connect_url, found)
+        self.warehouse_id = found
+
+    def _register_anew(self, connect_url: str, warehouse_id: str) -> None:
+        """The connector writes its warehouse's identity into every change, so the former one is of no more use."""
+        from ingestion.capture import connect_configuration, connector_name, delete, register
+
+        register(connect_url, connect_configuration(self.settings, warehouse_id))
+        delete(connect_url, connector_name(self.warehouse_id))
 
     def reconcile(self) -> dict[str, int]:
         """Send what capture missed into the dataflow again."""
+        self.recognise()
         difference = disagreement(self.warehouse, self.index)
         if not difference.behind and not difference.leftover:
             return {"upserts": 0, "deletes": 0}
@@ -132,15 +155,15 @@ class Reconciler:
         self._suspects = found
 
 
-def revive_connector(settings: Settings, warehouse_id: str) -> None:
+def revive_connector(connect_url: str, stream: Stream) -> None:
     """Start the connector at Connect again if it gave up, as it does when MongoDB was away for long."""
     from ingestion.capture import connector_name, connector_status, restart
 
-    name = connector_name(warehouse_id)
-    status = connector_status(settings.connect_url or "", name)
+    name = connector_name(stream.warehouse_id)
+    status = connector_status(connect_url, name)
     if status.state == "failed":
         logger.warning("connector %s failed and is started again: %s", name, status.reason)
-        restart(settings.connect_url or "", name)
+        restart(connect_url, name)
 
 
 def run_stream(stream: Stream, stack: ExitStack, workers: int = 1) -> None:
@@ -149,9 +172,12 @@ def run_stream(stream: Stream, stack: ExitStack, workers: int = 1) -> None:
     runner = DataflowRunner(stream.dataflow, stream.progress, workers)
     stack.callback(runner.stop)
     runner.start()
-    watches = [Repeated("reconcile", Reconciler(stream).look, settings.reconcile_interval)]
+    watches = [
+        Repeated("reconcile", Reconciler(stream).look, settings.reconcile_interval),
+        Repeated("warehouse", stream.recognise, WAREHOUSE_INTERVAL),
+    ]
     if settings.connect_url is not None:
-        revive = partial(revive_connector, settings, stream.warehouse.identity())
+        revive = partial(revive_connector, settings.connect_url, stream)
         watches.append(Repeated("connector", revive, CONNECTOR_INTERVAL))
     for watch in watches:
         stack.callback(watch.stop)

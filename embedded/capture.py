@@ -51,6 +51,8 @@ JARS = re.compile(
     r"|commons-lang3|jackson|slf4j-api|log4j)"
 )
 STOP_SECONDS = 1.5
+# Shorter than what is left to a part for its end when MongoDB is away at that moment.
+ANSWER_SECONDS = 1.5
 
 
 @dataclass
@@ -144,12 +146,15 @@ def run(settings: Settings, status: Path) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
         threading.Thread(target=engine.run, name="debezium", daemon=True).start()
-        while not ended.wait(1.0):
-            now = log_life(admin, topics(settings).documents)
-            if now not in (life, None):
-                raise CaptureFailed("The log was started anew without its messages; the next start takes a snapshot.")
-            progress.reason = None if now else "the log does not answer"
-            progress.write(status)
+        with warehouse.connect(settings, timeout=ANSWER_SECONDS) as source:
+            while not ended.wait(1.0):
+                now = log_life(admin, topics(settings).documents)
+                if now not in (life, None):
+                    raise CaptureFailed("The log was started anew and is empty; the next start takes a snapshot.")
+                if _warehouse_now(source) not in (warehouse_id, None):
+                    raise CaptureFailed("The database was dropped or replaced; the next start takes a snapshot.")
+                progress.reason = None if now else "the log does not answer"
+                progress.write(status)
         closing = threading.Thread(target=_close, args=(engine,), daemon=True)
         closing.start()
         closing.join(STOP_SECONDS)
@@ -161,6 +166,14 @@ def run(settings: Settings, status: Path) -> int:
     if progress.state == "failed":
         sys.stderr.write(f"capture failed: {progress.reason}\n")
     return 1 if progress.state == "failed" else 0
+
+
+def _warehouse_now(source: warehouse.Warehouse) -> str | None:
+    """The identity of the warehouse, None while it does not answer: the connector waits for it by itself."""
+    try:
+        return source.identity()
+    except warehouse.WarehouseUnavailable:
+        return None
 
 
 def log_life(admin: AdminClient, topic: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import bytewax.operators as op
@@ -24,9 +24,14 @@ class Stopped(Exception):
 
 
 def feature_dataflow(
-    log: Log, warehouse: str, index: QdrantIndex, embedder: Embedder, progress: Progress, stop: threading.Event
+    log: Log,
+    warehouse: Callable[[], str],
+    index: QdrantIndex,
+    embedder: Embedder,
+    progress: Progress,
+    stop: threading.Event,
 ) -> Dataflow:
-    """Messages -> events -> outcomes. `warehouse` is the id of the warehouse whose changes count; `stop` ends it."""
+    """Messages -> events -> outcomes. `warehouse()` is the id of the one whose changes count; `stop` ends it."""
 
     def go_on() -> None:
         if stop.is_set():
@@ -41,7 +46,7 @@ def feature_dataflow(
 
     flow = Dataflow("features")
     messages = op.input("changes", flow, ChangeSource(log, progress, stop))
-    events = op.map("decode", messages, partial(decode, warehouse=warehouse))
+    events = op.map("decode", messages, lambda message: decode(message, warehouse()))
     # Compare, clean, split, embed and write in one step: a later batch must see what an earlier one wrote.
     outcomes = op.flat_map_batch("index", events, apply)
     op.output("publish and commit", outcomes, FeatureOutlet(log, progress, index.generation))

@@ -114,3 +114,27 @@ def test_a_record_that_is_no_document_is_a_dead_letter_until_it_is_mended(
     documents.delete_one({"_id": whole["_id"]})
     assert running.wait()["failed"] == []
     assert not running.finds(word)
+
+
+def test_a_database_that_is_dropped_is_gone_from_search_and_may_be_filled_again(
+    running: Any, documents: Any, notes: Callable[..., Any]
+) -> None:
+    folder, later = notes("Notes before the drop"), notes("Notes after the drop")
+    running.ingest(str(folder.folder))
+    running.wait()
+    (word,) = folder.words["Notes before the drop"][:1]
+    assert running.finds(word)
+
+    documents.database.client.drop_database("twin")
+
+    assert running.wait()["failed"] == []
+    assert not running.finds(word)
+    assert running.listed() == {}
+    assert running.json("status")["index"]["chunks"] == 0
+
+    running.ingest(str(later.folder))
+    running.ingest(str(folder.folder))
+    later.words |= folder.words
+
+    assert running.wait()["failed"] == []
+    running.must_hold(later)

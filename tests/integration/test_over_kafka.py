@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from confluent_kafka import Consumer, KafkaError, TopicPartition
+from pymongo import MongoClient
 
 pytestmark = pytest.mark.integration
 KAFKA = Path(__file__).parents[3] / "shared" / "infra" / "kafka"
@@ -171,6 +172,25 @@ def test_a_connect_or_broker_that_is_killed_loses_nothing(
     assert twin.wait()["failed"] == []
     assert {state["state"] for state in twin.parts().values()} == {"ready"}
     twin.must_hold(folder)
+
+
+def test_a_database_that_is_dropped_gets_a_connector_of_its_new_identity(
+    over_kafka: Any, cluster: Cluster, notes: Callable[..., Any]
+) -> None:
+    (before,) = cluster.connectors()
+    later = notes("Notes after the drop")
+
+    with MongoClient[dict[str, Any]](json.loads((over_kafka.home / "addresses.json").read_text())["mongodb_uri"]) as db:
+        db.drop_database("twin")
+
+    assert over_kafka.wait()["failed"] == []
+    assert over_kafka.listed() == {}
+    assert over_kafka.json("status")["index"]["chunks"] == 0
+    over_kafka.ingest(str(later.folder))
+    assert over_kafka.wait()["failed"] == []
+    over_kafka.must_hold(later)
+    ((after, state),) = cluster.connectors().items()
+    assert (after != before, state) == (True, "RUNNING")
 
 
 def test_down_stops_the_connector_alone_and_the_next_home_sees_nothing_of_the_first(
