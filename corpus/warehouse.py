@@ -30,6 +30,8 @@ BATCH_BYTES = 8_000_000
 ATTEMPTS = 3
 # MongoDB refuses records above 16 MiB; a change event carries the record and its envelope.
 LARGEST_RECORD = 15_000_000
+# Levels of nesting; the record itself is the first of MongoDB's 100.
+DEEPEST = 99
 MARKS_KEPT = timedelta(hours=1)
 STAMP_FIELDS = ("content_hash", "crawled_at", "title", "url", "author_name", "category", "platform")
 EPOCH = datetime.fromtimestamp(0, UTC)
@@ -258,15 +260,30 @@ def refusal(document: Document) -> str | None:
     """Why MongoDB cannot hold this document, or None."""
     import bson
 
+    if _is_deeper(document.metadata, DEEPEST):
+        return f"cannot be stored (its metadata is nested too deeply: MongoDB holds {DEEPEST} levels)"
     try:
         size = len(bson.encode(to_record(document)))
-    except (bson.errors.BSONError, OverflowError, RecursionError, UnicodeEncodeError) as error:
+    except (bson.errors.BSONError, OverflowError, UnicodeEncodeError) as error:
         return f"cannot be stored ({str(error)[:200]})"
     return (
         f"takes {size / 1e6:.1f} MB as a record, MongoDB holds {LARGEST_RECORD / 1e6:.0f} MB"
         if size > LARGEST_RECORD
         else None
     )
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether values are nested more than `levels` deep."""
+    found = [value]
+    for _ in range(levels + 1):
+        nested = [each.values() if isinstance(each, Mapping) else each for each in found if _is_nesting(each)]
+        found = [inner for each in nested for inner in each]
+    return bool(found)
+
+
+def _is_nesting(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple)
 
 
 def _stamp(record: Mapping[str, Any]) -> Stamp:

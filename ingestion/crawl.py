@@ -14,7 +14,7 @@ from corpus.documents import UNKNOWN_AUTHOR, Document, by_author, canonical_url,
 from corpus.settings import Settings, masked_text
 from corpus.warehouse import Saved, Warehouse, WarehouseUnavailable, refusal
 from ingestion.crawlers import crawler_of
-from ingestion.drafts import Covered, Draft, Failed, Item, Options, Unchanged
+from ingestion.drafts import Covered, Draft, Failed, Item, Options, Unchanged, reason_of
 from ingestion.language import natural_language
 
 logger = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def _guarded(source: str, options: Options) -> Iterator[Item]:
         raise
     except Exception as error:
         logger.debug("crawling %s failed", masked_text(source), exc_info=True)
-        yield Failed(source, f"cannot be crawled ({type(error).__name__}: {str(error)[:200]})", lost=True)
+        yield Failed(source, f"cannot be crawled: {reason_of(error)}", lost=True)
 
 
 def shown(text: str) -> str:

@@ -60,6 +60,14 @@ class Covered:
     prefix: str
 
 
+def reason_of(error: Exception) -> str:
+    """What an error of a system or of a library says, as a person would say it; it completes "cannot be read: ..."."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    said = error.strerror if isinstance(error, OSError) else str(error)
+    return (said or "no reason is given")[:200]
+
+
 Item = Draft | Failed | Unchanged | Covered
 
 

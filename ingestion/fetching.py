@@ -175,10 +175,21 @@ def _get(url: str, limits: Limits, headers: Mapping[str, str], deadline: float) 
     except ssl.SSLError as error:
         raise FetchFailed(f"has no valid certificate ({error.reason or error})") from error
     except (OSError, http.client.HTTPException, zlib.error, UnicodeError) as error:
-        said = getattr(error, "strerror", None) or f"{type(error).__name__} {str(error)[:200]}"
-        raise FetchFailed(f"cannot be fetched: {said.strip()}") from error
+        raise FetchFailed(f"cannot be fetched: {_said(error)}") from error
     finally:
         connection.close()
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "the server ended the connection without an answer"
+    if isinstance(error, http.client.IncompleteRead):
+        return "the answer ended too early"
+    if isinstance(error, http.client.HTTPException):
+        return "the answer is not valid HTTP"
+    if isinstance(error, zlib.error):
+        return "the answer is not packed as it says"
+    return (getattr(error, "strerror", None) or str(error))[:200]
 
 
 def _connected(addresses: list[str], port: int, deadline: float) -> socket.socket:
@@ -238,7 +249,7 @@ def _unpacked(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Iterator[b
             piece = unpack.unconsumed_tail
     yield unpack.flush()
     if packed and not unpack.eof:
-        raise zlib.error("the packed body is cut")
+        raise http.client.IncompleteRead(b"")
 
 
 def _limited(pieces: Iterator[bytes], largest: int) -> Iterator[bytes]:

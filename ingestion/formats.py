@@ -246,7 +246,7 @@ def _front_matter(text: str) -> tuple[dict[str, Any], str, str]:
     below = text[found.end() :]
     try:
         said = yaml.safe_load(found.group(1))
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}, text, below
     return (said, below, below) if isinstance(said, dict) else ({}, text, below)
 

@@ -71,13 +71,14 @@ def read_page(content: bytes, address: str | None, charset: str | None, shortest
     # The parser compares each attribute of an element with all the others: 200,000 of them take it minutes.
     if any(len(QUOTED.sub("", tag[0]).split()) > MOST_ATTRIBUTES for tag in LONG_TAG.finditer(page)):
         raise Unreadable(f"has an element with more than {MOST_ATTRIBUTES:,} attributes")
+    parser = html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
     try:
-        root = html.document_fromstring(
-            page.encode(),
-            parser=html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True),
-        )
+        root = html.document_fromstring(page.encode(), parser=parser)
     except (etree.LxmlError, AssertionError) as error:
         raise Unreadable("is not HTML") from error
+    # The parser leaves out all that follows without a word.
+    if any("Excessive depth" in entry.message for entry in parser.error_log):
+        raise Unreadable("is nested too deeply: more than 256 elements within each other")
     said = _said(root)
     canonical = next((link.get("href") for link in root.iter("link") if _has(link.get("rel"), "canonical")), None)
     base = next((tag.get("href") for tag in root.iter("base") if tag.get("href")), None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ingestion.drafts import Draft, Failed, Item, Options
+from ingestion.drafts import Draft, Failed, Item, Options, reason_of
 from ingestion.formats import Unreadable, decode, first_heading, moment
 
 
@@ -26,13 +26,13 @@ def crawl(source: str, options: Options) -> Iterator[Item]:
         yield Failed(source, "does not exist", lost=True)
         return
     except OSError as error:
-        yield Failed(source, f"cannot be read: {error.strerror}", lost=True)
+        yield Failed(source, f"cannot be read: {reason_of(error)}", lost=True)
         return
     except Unreadable as error:
         yield Failed(source, str(error))
         return
     except (ValueError, RecursionError) as error:
-        yield Failed(source, f"is not JSON: {error}")
+        yield Failed(source, f"is not JSON that can be read: {reason_of(error)}")
         return
     if not isinstance(entries, list):
         yield Failed(source, "is not an export: expected a JSON array of documents")
@@ -51,7 +51,7 @@ def _draft(entry: object, source: str, options: Options) -> Draft | Failed:
     fields = _handbook(entry) if isinstance(entry.get("content"), Mapping) else _record(entry)
     wrong = [name for name, value in fields.items() if value is not None and not isinstance(value, str)]
     if wrong:
-        return Failed(source, f"has no text in {wrong[0]!r}: found {type(fields[wrong[0]]).__name__}", url)
+        return Failed(source, f"has no text in {wrong[0]!r}: it is {_kind(fields[wrong[0]])}", url)
     text = fields["text"] or ""
     metadata = entry.get("metadata")
     known = dict(metadata) if isinstance(metadata, Mapping) else {}
@@ -103,6 +103,13 @@ def _host(url: str) -> str | None:
     except ValueError:
         # The document will be refused for its address, with the others unharmed.
         return None
+
+
+def _kind(value: object) -> str:
+    """What JSON calls a value that is no text."""
+    if isinstance(value, bool):
+        return "true or false"
+    return "an object" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a number"
 
 
 def _plain_date(value: object) -> object:

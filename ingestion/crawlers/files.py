@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from ingestion.drafts import Covered, Draft, Failed, Item, Options
+from ingestion.drafts import Covered, Draft, Failed, Item, Options, reason_of
 from ingestion.formats import Unreadable, code_language, decode, reader
 
 PLATFORM = "files"
@@ -37,14 +37,14 @@ def crawl(source: str, options: Options) -> Iterator[Item]:
         else:
             yield Failed(source, "does not exist", lost=True)
     except (OSError, ValueError) as error:
-        yield Failed(source, f"cannot be read: {_said(error)}", lost=True)
+        yield Failed(source, f"cannot be read: {reason_of(error)}", lost=True)
 
 
 def _folder(root: Path, options: Options) -> Iterator[Item]:
     try:
         os.scandir(root).close()
     except OSError as error:
-        yield Failed(str(root), f"cannot be read: {_said(error)}", root.as_uri(), lost=True)
+        yield Failed(str(root), f"cannot be read: {reason_of(error)}", root.as_uri(), lost=True)
         return
     yield from _walk(root, root, set(), options)
     yield Covered(root.as_uri().rstrip("/") + "/")
@@ -56,7 +56,7 @@ def _walk(folder: Path, root: Path, walked: set[str], options: Options) -> Itera
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        yield Failed(str(folder), f"cannot be read: {_said(error)}", folder.as_uri())
+        yield Failed(str(folder), f"cannot be read: {reason_of(error)}", folder.as_uri())
         return
     for entry in found:
         path = Path(entry.path)
@@ -75,7 +75,7 @@ def _walk(folder: Path, root: Path, walked: set[str], options: Options) -> Itera
                     root.name,
                 )
         except OSError as error:
-            yield Failed(str(path), f"cannot be read: {_said(error)}", path.as_uri())
+            yield Failed(str(path), f"cannot be read: {reason_of(error)}", path.as_uri())
 
 
 def _link(path: Path, root: Path, walked: set[str], options: Options) -> Iterator[Item]:
@@ -111,7 +111,7 @@ def _file(path: Path, name: str, options: Options, folder: str = "") -> Draft | 
             return Failed(str(path), too_large(size, options), path.as_uri())
         content = path.read_bytes()
     except OSError as error:
-        return Failed(str(path), f"cannot be read: {_said(error)}", path.as_uri())
+        return Failed(str(path), f"cannot be read: {reason_of(error)}", path.as_uri())
     return draft(content, name, str(path), path.as_uri(), PLATFORM, options, folder=folder)
 
 
@@ -145,7 +145,7 @@ def draft(
         return Failed(source, str(error), url)
     except Exception as error:
         # Parsers of strangers' files fail in ways that nobody listed; that costs this file only.
-        return Failed(source, f"cannot be read ({type(error).__name__}: {str(error)[:200]})", url)
+        return Failed(source, f"cannot be read: {reason_of(error)}", url)
     return Draft(
         source=source,
         url=url,
@@ -178,7 +178,3 @@ def too_large(size: int, options: Options) -> str:
 def _printable(name: str) -> str:
     """A file's name whose bytes may not be UTF-8."""
     return os.fsencode(name).decode("utf-8", "replace")
-
-
-def _said(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 
 from corpus.settings import Settings, masked_text
 from ingestion.crawlers.files import draft, ignored, too_large, wanted
-from ingestion.drafts import Covered, Draft, Failed, Item, Options
+from ingestion.drafts import Covered, Draft, Failed, Item, Options, reason_of
 from ingestion.fetching import FetchFailed, public_addresses
 
 PREFIX = "git+"
@@ -88,8 +88,11 @@ def crawl(source: str, options: Options) -> Iterator[Item]:
             home = _home(address)
             with _objects(clone) as objects:
                 yield from _documents(source, home, clone, objects, commit, author, options)
-        except (CloneFailed, FetchFailed, OSError) as error:
+        except (CloneFailed, FetchFailed) as error:
             yield Failed(source, str(error), lost=True)
+            return
+        except OSError as error:
+            yield Failed(source, f"cannot be cloned: {reason_of(error)}", lost=True)
             return
         yield Covered(f"{home}/blob/HEAD/")
 

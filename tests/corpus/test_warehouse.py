@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -194,6 +195,8 @@ def test_an_address_that_is_none_is_refused_without_its_password() -> None:
     [
         ({"metadata": {"number": 2**70}}, "cannot be stored"),
         ({"metadata": {"a\x00b": 1}}, "cannot be stored"),
+        ({"metadata": {"list": json.loads("[" * 99 + "1" + "]" * 99)}}, "cannot be stored (its metadata is nested"),
+        ({"metadata": {"list": json.loads("[" * 900 + "]" * 900)}}, "cannot be stored (its metadata is nested"),
         ({"text": "x" * 16_000_000}, "takes 16.0 MB"),
     ],
 )

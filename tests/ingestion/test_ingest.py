@@ -194,7 +194,7 @@ def test_a_crawler_that_fails_in_a_way_nobody_foresaw_costs_its_source_only(
     monkeypatch.setattr(crawl, "crawler_of", lambda source: odd if source == "odd" else found(source))
     result = twin.ingest("odd", str(notes), code=1)
     assert result["inserted"] == 3
-    assert result["failed"] == [{"source": "odd", "reason": "cannot be crawled (ZeroDivisionError: division by zero)"}]
+    assert result["failed"] == [{"source": "odd", "reason": "cannot be crawled: division by zero"}]
 
 
 def test_the_command_is_there_at_once() -> None:

@@ -107,8 +107,8 @@ def test_dates_are_read_as_text_and_as_extended_json(twin: Any) -> None:
         (entry(9, link="http://[bad", platform=None), "not a valid URL"),
         (entry(9, content={"Title": "T", "Content": None}), "is empty"),
         (entry(9, content={"Title": "T", "Content": " \n"}), "is empty"),
-        (entry(9, content={"Title": "T", "Content": 7}), "has no text in 'text': found int"),
-        (entry(9, author_full_name=["Ada"]), "has no text in 'author': found list"),
+        (entry(9, content={"Title": "T", "Content": 7}), "has no text in 'text': it is a number"),
+        (entry(9, author_full_name=["Ada"]), "has no text in 'author': it is a list"),
         (
             entry(9, content={"Title": "T", "Content": "a \ud800 b"}),
             "has a lone surrogate (U+D800) in its text at character 2: it is not valid Unicode",
@@ -118,6 +118,7 @@ def test_dates_are_read_as_text_and_as_extended_json(twin: Any) -> None:
             "is too large: 30.0 MB of text, the limit is 8.0 MB (TWIN_MAX_DOCUMENT_BYTES)",
         ),
         (entry(9, metadata={"number": 2**70}), "cannot be stored (MongoDB can only handle up to 8-byte ints)"),
+        (entry(9, content={"Title": {}, "Content": "T"}), "has no text in 'title': it is an object"),
         (entry(9, category="poem"), "category 'poem' is not known"),
     ],
 )
@@ -134,7 +135,7 @@ def test_a_bad_entry_is_listed_and_the_others_go_in(twin: Any, bad: Any, reason:
     [
         ("", "is not JSON"),
         ('[{"link": ', "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
+        ("[" * 100_000, "is not JSON that can be read: it is nested too deeply"),
         ('{"documents": []}', "is not an export: expected a JSON array of documents"),
     ],
 )

@@ -208,6 +208,8 @@ def test_an_edit_is_an_update_and_nothing_else_is_written(twin: Any, notes: Path
             b'---\ntitle: "a \\ud800"\n---\nText.',
             "has a lone surrogate (U+D800) in its title at character 2",
         ),
+        ("title.md", b"---\ntitle: 0x" + b"f" * 6_000 + b"\n---\nText.", "cannot be read: Exceeds the limit"),
+        ("deep.html", b"<p>Text</p>" + b"<ul><li>" * 5_000, "is nested too deeply"),
         ("binary.py", b"\x7fELF\x00\x00", "is binary, not text"),
         ("broken.pdf", b"%PDF-1.7 and then nothing", "is a broken PDF"),
         ("text.pdf", b"this is no PDF", "is a broken PDF"),
@@ -225,6 +227,14 @@ def test_a_bad_file_is_listed_with_its_reason_and_the_rest_goes_in(
     assert (result["seen"], result["inserted"]) == (2, 1)
     assert result["failed"][0]["source"] == str(notes / name)
     assert reason(result).startswith(expected)
+
+
+@pytest.mark.parametrize("deep", ["title: " + "[" * 5_000 + "]" * 5_000, "a: " + "{a: " * 3_000 + "}" * 3_000])
+def test_front_matter_beyond_reason_is_passed_over_as_broken_one_is(twin: Any, notes: Path, deep: str) -> None:
+    (notes / "deep.md").write_text(f"---\n{deep}\n---\n\n# Cedars\n\nText.")
+    twin.ingest(str(notes))
+    assert twin.only().title == "Cedars"
+    assert twin.only().text.endswith("Text.")
 
 
 def test_a_bad_file_alone_is_a_failure(twin: Any, notes: Path) -> None:

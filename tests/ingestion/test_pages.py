@@ -217,8 +217,15 @@ def test_one_long_attribute_is_no_reason_to_refuse_a_page() -> None:
 
 
 def test_a_page_nested_beyond_reason_is_refused() -> None:
-    with pytest.raises(Unreadable, match="has no article"):
-        text("<div>" * 5_000 + PROSE + "</div>" * 5_000)
+    for tag in ("div", "blockquote", "b", "ul><li"):
+        with pytest.raises(Unreadable, match="is nested too deeply"):
+            text(f"<p>{PROSE}</p>" + f"<{tag}>" * 5_000 + PROSE)
+
+
+@pytest.mark.parametrize("tag", ["div", "blockquote", "b", "ul><li", "table><tr><td", "pre"])
+def test_a_page_nested_as_deep_as_the_parser_goes_is_read(tag: str) -> None:
+    depth = 240 // len(tag.split("><"))
+    assert PROSE in text(f"<{tag}>" * depth + PROSE).replace("\n", " ")
 
 
 @settings(deadline=None, max_examples=150)
