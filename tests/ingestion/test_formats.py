@@ -108,7 +108,22 @@ def test_names_say_what_a_file_is(name: str, prose: bool, code: str | None) -> N
         (ENGLISH, "en"),
         (GERMAN, "de"),
         (GERMAN + "\n```python\n" + "for word in the_list_of_words: print(word)\n" * 40 + "```\n", "de"),
+        (ENGLISH[:100], "en"),
+        (GERMAN[:100], "de"),
+        (
+            "La rivière avait monté pendant la nuit et le pont était fermé. Personne ne savait quand il rouvrirait.",
+            "fr",
+        ),
+        (
+            "El río había crecido durante la noche y el puente estaba cerrado. Nadie sabía cuándo lo abrirían de nuevo.",
+            "es",
+        ),
+        (
+            "De rivier was in de nacht gestegen en de brug was dicht. Niemand wist wanneer de weg weer open zou gaan.",
+            "nl",
+        ),
         ("Too short to say.", None),
+        ("New post: Docker, Kubernetes, Terraform", None),
         ("1234 5678 " * 100, None),
     ],
 )
