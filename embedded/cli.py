@@ -20,11 +20,22 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     root = argparse.ArgumentParser(prog="twin", description="A living, searchable copy of what an author has written.")
+    root.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     root.add_argument("--home", metavar="DIR", help="where all state lies (TWIN_HOME, default .twin)")
     subparsers = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for commands in (embedded_commands, ingestion_commands, capture_commands, serving_commands):
         commands.register(subparsers)
     return root
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"twin {version('llm-twin')}\n")
+        parser.exit()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,13 @@ def test_an_unforeseen_error_is_told_without_passwords(
 
     assert cli.main(["status"]) == cli.FAILED
     assert capsys.readouterr().err == "twin: http://***@host/ broke\n"
+
+
+def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+
+    assert ended.value.code == cli.DONE
+    assert capsys.readouterr().out == f"twin {project['version']}\n"
