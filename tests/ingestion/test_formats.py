@@ -115,7 +115,7 @@ def test_names_say_what_a_file_is(name: str, prose: bool, code: str | None) -> N
             "fr",
         ),
         (
-            "El río había crecido durante la noche y el puente estaba cerrado. Nadie sabía cuándo lo abrirían de nuevo.",
+            "El río había crecido durante la noche y el puente estaba cerrado. Nadie sabía cuándo lo iban a abrir.",
             "es",
         ),
         (
