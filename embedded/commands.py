@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,20 +33,47 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     doctor.add_argument("--json", action="store_true", help="for programs")
     doctor.set_defaults(handler=_doctor)
     wait = subparsers.add_parser("wait", help="return when every acknowledged change is searchable")
-    wait.add_argument("--timeout", type=float, default=300.0, metavar="S", help="give up after S seconds (default 300)")
+    wait.add_argument(
+        "--timeout",
+        type=_number(float, 0, math.inf, "a number of seconds"),
+        default=300.0,
+        metavar="S",
+        help="give up after S seconds (default 300)",
+    )
     wait.add_argument("--json", action="store_true", help="for programs")
     wait.set_defaults(handler=_wait)
     serve = subparsers.add_parser("serve", help="run the app alone (pages and API)")
     serve.add_argument(
         "--stream", action="store_true", help="run the dataflow in the same process (a local index needs it)"
     )
-    serve.add_argument("--port", type=int, metavar="P", help="where to listen (default: TWIN_PORT, else 8787)")
+    serve.add_argument(
+        "--port",
+        type=_number(int, 0, 65_535, "a port"),
+        metavar="P",
+        help="where to listen (default: TWIN_PORT, else 8787)",
+    )
     serve.set_defaults(handler=_serve)
     stream = subparsers.add_parser("stream", help="run the dataflow alone, for an index on a Qdrant server")
     stream.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="worker threads; partitions are shared among them"
+        "--workers",
+        type=_number(int, 1, 1_000, "a number of workers"),
+        default=1,
+        metavar="N",
+        help="worker threads; partitions are shared among them",
     )
     stream.set_defaults(handler=_stream)
+
+
+def _number(kind: Callable[[str], float], least: float, most: float, said: str) -> Callable[[str], float]:
+    """A reader of an option's value; `said` tells which values there are."""
+
+    def read(text: str) -> float:
+        with suppress(ValueError):
+            if least <= (number := kind(text)) <= most:
+                return number
+        raise argparse.ArgumentTypeError(f"{text!r} is not {said}")
+
+    return read
 
 
 # up and down
@@ -320,14 +350,12 @@ def _wait(namespace: argparse.Namespace, settings: Settings) -> int:
 
 
 def _serve(namespace: argparse.Namespace, settings: Settings) -> int:
+    from corpus.settings import InvalidSettings
     from embedded.app import serve
     from embedded.parts import PREFERRED_PORT
 
     if not namespace.stream and settings.qdrant_url is None:
-        sys.stderr.write(
-            "twin: a local index has one process: run `twin up`, or set TWIN_QDRANT_URL for `twin serve` alone\n"
-        )
-        return 1
+        raise InvalidSettings("a local index has one process: run `twin up`, or set TWIN_QDRANT_URL for `twin serve`")
     port = namespace.port or settings.port or PREFERRED_PORT
     sys.stdout.write(f"serving http://{settings.host}:{port}\n")
     sys.stdout.flush()
@@ -336,13 +364,12 @@ def _serve(namespace: argparse.Namespace, settings: Settings) -> int:
 
 
 def _stream(namespace: argparse.Namespace, settings: Settings) -> int:
+    from corpus.settings import InvalidSettings
     from embedded.app import follow
 
     if settings.qdrant_url is None:
-        sys.stderr.write("twin: a local index belongs to the app (`twin up`): set TWIN_QDRANT_URL for `twin stream`\n")
-        return 1
-    if settings.kafka_bootstrap_servers is None or namespace.workers < 1:
-        sys.stderr.write("twin: set TWIN_KAFKA_BOOTSTRAP_SERVERS, and give --workers at least 1\n")
-        return 1
+        raise InvalidSettings("a local index belongs to the app (`twin up`): set TWIN_QDRANT_URL for `twin stream`")
+    if settings.kafka_bootstrap_servers is None:
+        raise InvalidSettings("`twin stream` reads a log: set TWIN_KAFKA_BOOTSTRAP_SERVERS")
     follow(settings, namespace.workers)
     return 0

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 
-from corpus.settings import Settings, without_password
+from corpus.settings import InvalidSettings, Settings, without_password
 
 Handler = Callable[[argparse.Namespace, Settings], int]
 
@@ -26,13 +26,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def register_connector(namespace: argparse.Namespace, settings: Settings) -> int:
-    """`twin capture register`: 0 when the connector runs, 1 with the reason otherwise."""
+    """`twin capture register`: 0 when the connector runs, 1 with the reason otherwise. Raises InvalidSettings."""
     from corpus.warehouse import WarehouseUnavailable
     from ingestion import capture
     from ingestion.topics import TopicsFailed, create_topics
 
     if settings.connect_url is None or settings.kafka_bootstrap_servers is None:
-        return _failed("Set TWIN_CONNECT_URL and TWIN_KAFKA_BOOTSTRAP_SERVERS; else `twin up` captures by itself.")
+        raise InvalidSettings(
+            "set TWIN_CONNECT_URL and TWIN_KAFKA_BOOTSTRAP_SERVERS; else `twin up` captures by itself"
+        )
     try:
         configuration = capture.connect_configuration(settings, _warehouse_id(settings))
         create_topics(settings.kafka_bootstrap_servers, settings)

@@ -74,3 +74,39 @@ def test_the_version_is_that_of_the_project(capsys: pytest.CaptureFixture[str]) 
 
     assert ended.value.code == cli.DONE
     assert capsys.readouterr().out == f"twin {project['version']}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "COMMAND"),
+        (["wait", "--timeout", "-1"], "is not a number of seconds"),
+        (["wait", "--timeout", "nan"], "is not a number of seconds"),
+        (["wait", "--timeout", "soon"], "'soon' is not a number of seconds"),
+        (["serve", "--port", "99999"], "is not a port"),
+        (["stream", "--workers", "0"], "is not a number of workers"),
+        (["ingest"], "SOURCE"),
+        (["ingest", " "], "a SOURCE is empty"),
+        (["ingest", ".", "--category", "poem"], "'poem' is not known"),
+        (["search", "tides", "--limit", "abc"], "--limit"),
+        (["documents", "show"], "ID"),
+        (["serve"], "set TWIN_QDRANT_URL"),
+        (["stream"], "set TWIN_QDRANT_URL"),
+        (["capture", "register"], "set TWIN_CONNECT_URL and TWIN_KAFKA_BOOTSTRAP_SERVERS"),
+    ],
+)
+def test_what_was_asked_wrongly_is_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = cli.main(arguments)
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+
+    assert (code, said in capsys.readouterr().err) == (cli.USAGE, True)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["wait"], ["ingest", "."], ["documents", "delete", "unknown"], ["documents", "show", "unknown"]]
+)
+def test_what_cannot_be_done_now_is_a_failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == cli.FAILED
+    assert "`twin up`" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus.settings import Settings
+from corpus.settings import InvalidSettings, Settings
 from ingestion import capture, capture_commands
 
 
@@ -49,9 +49,9 @@ def test_a_capture_that_does_not_run_is_a_failure(tmp_path: Path, capsys: pytest
     assert "twin up" in capsys.readouterr().out
 
 
-def test_registering_needs_the_addresses_of_connect_and_kafka(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(Settings(), "register") == 1
-    assert "TWIN_CONNECT_URL" in capsys.readouterr().err
+def test_registering_needs_the_addresses_of_connect_and_kafka() -> None:
+    with pytest.raises(InvalidSettings, match="set TWIN_CONNECT_URL and TWIN_KAFKA_BOOTSTRAP_SERVERS"):
+        run(Settings(), "register")
 
 
 def test_registering_without_a_warehouse_says_so(capsys: pytest.CaptureFixture[str]) -> None:
