@@ -28,7 +28,7 @@ def consumer(bootstrap: str, group: str, **further: Any) -> Consumer:
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",
-            "fetch.wait.max.ms": 10,
+            "fetch.wait.max.ms": 100,
             "fetch.error.backoff.ms": 100,
             "reconnect.backoff.max.ms": 1000,
             "fetch.message.max.bytes": LARGEST_MESSAGE,

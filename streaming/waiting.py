@@ -141,7 +141,7 @@ def _marks(value: str | bytes | None, token: str) -> bool:
 
 def _ends(bootstrap: str, committed: list[TopicPartition], pause: Callable[[float], None]) -> dict[int, int]:
     """The true end of each partition: read on from the committed offset until the broker says that there is no more."""
-    probe = consumer(bootstrap, f"twin-wait-{uuid.uuid4()}", **{"enable.partition.eof": True})
+    probe = consumer(bootstrap, f"twin-wait-{uuid.uuid4()}", **{"enable.partition.eof": True, "fetch.wait.max.ms": 10})
     try:
         probe.assign([TopicPartition(part.topic, part.partition, max(part.offset, 0)) for part in committed])
         ends: dict[int, int] = {}
