@@ -20,6 +20,9 @@ ORDER_BITS = 11
 UNKNOWN_AUTHOR = "Unknown"
 # The header by which every record of capture names its warehouse: one log may serve several.
 WAREHOUSE_HEADER = "twin.warehouse"
+# The largest request that Kafka takes by default is 104,857,600 bytes. A document is a string within a string of JSON
+# in its change event: escaped twice, the worst character (NUL) takes seven bytes, prose 1.1. 12 MB fit in any case.
+LARGEST_MESSAGE = 100_000_000
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 

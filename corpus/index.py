@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import msgspec
 
 from corpus.documents import Chunk
+from corpus.files import replace_file
 from corpus.points import EdgePoints, IndexUnavailable, Point, Points, ServerPoints, Sparse, Stored, Where
 from corpus.settings import Settings, without_password
 
@@ -353,7 +354,7 @@ def _open_edge(settings: Settings, generation: str, dimensions: int) -> QdrantIn
         current = _current(alias)
         if current is None:
             current = _Current(str(uuid.uuid4()), generation)
-            _replace_file(alias, msgspec.json.encode(current))
+            replace_file(alias, msgspec.json.encode(current))
     except OSError as error:
         raise IndexUnavailable(f"the index in {directory} cannot be opened: {error}") from error
     _check_generation(current.generation, generation, f"remove {directory} and it is built anew")
@@ -420,12 +421,6 @@ def _check_generation(current: str, wanted: str, remedy: str) -> None:
         raise GenerationMismatch(
             f"the index was built as {current}, the settings ask for {wanted} (another model or recipe): {remedy}"
         )
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    beside = path.with_name(path.name + ".new")
-    beside.write_bytes(content)
-    beside.replace(path)
 
 
 def _record(stored: Stored) -> Record:

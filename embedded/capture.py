@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corpus import warehouse
+from corpus.documents import LARGEST_MESSAGE
+from corpus.files import replace_file
 from corpus.settings import InvalidSettings, Settings, load
 from ingestion.capture import CaptureFailed, State, connector_configuration, connector_name, first_line, status_file
-from ingestion.topics import MAX_MESSAGE_BYTES, TopicsFailed, admin_client, create_topics, topics
+from ingestion.topics import TopicsFailed, admin_client, create_topics, topics
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
@@ -74,9 +76,7 @@ class Progress:
     def write(self, path: Path) -> None:
         """Replace the status file, so that a reader never sees half of it."""
         shown = {**asdict(self), "written_at": datetime.now(UTC), "pid": os.getpid()}
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(shown, default=datetime.isoformat), encoding="utf-8")
-        draft.replace(path)
+        replace_file(path, json.dumps(shown, default=datetime.isoformat).encode())
 
 
 class Outlet:
@@ -96,7 +96,7 @@ class Outlet:
                 "max.in.flight.requests.per.connection": 1,
                 "partitioner": "murmur2_random",
                 "compression.type": "lz4",
-                "message.max.bytes": MAX_MESSAGE_BYTES,
+                "message.max.bytes": LARGEST_MESSAGE,
                 "socket.nagle.disable": True,
                 "reconnect.backoff.max.ms": 1_000,
                 # A log that is away is told by the status, once, not twice a second.

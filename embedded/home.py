@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from corpus.files import replace_file
 from corpus.settings import ADDRESSES
 
 LOCK, PARTS = "supervisor.lock", "parts.json"
@@ -117,13 +118,6 @@ def read_parts(home: Path) -> list[PartStatus]:
 
 def write_addresses(home: Path, addresses: dict[str, str]) -> None:
     replace_file(home / ADDRESSES, msgspec.json.encode(addresses))
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write so that a reader sees the old content or the new, never half."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(path)
 
 
 def tail(path: Path, lines: int = 8, since: int = 0) -> str:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from corpus.documents import LARGEST_MESSAGE
 from corpus.settings import Settings, without_password
 
 if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
-# The largest request that Kafka takes by default is 104,857,600 bytes. A document is a string within a string of JSON
-# in its change event: escaped twice, the worst character (NUL) takes seven bytes, prose 1.1. 12 MB fit in any case.
-MAX_MESSAGE_BYTES = 100_000_000
 DOCUMENTS, WATERMARKS = "documents", "watermarks"
 TOPIC_ALREADY_EXISTS = 36
 HOUR, DAY = 3_600_000, 86_400_000
@@ -55,7 +53,7 @@ def topics(settings: Settings) -> Topics:
 def topic_settings(settings: Settings) -> dict[str, tuple[int, dict[str, str]]]:
     """Partitions and Kafka settings by topic; equal partition counts keep a document's id in the same partition."""
     named = topics(settings)
-    large = {"max.message.bytes": str(MAX_MESSAGE_BYTES)}
+    large = {"max.message.bytes": str(LARGEST_MESSAGE)}
     # Tombstones stay for a week: a dataflow that slept over a weekend still sees every delete.
     compacted = {"cleanup.policy": "compact", "delete.retention.ms": str(7 * DAY), **large}
     passing = {"cleanup.policy": "delete", "retention.ms": str(HOUR), "segment.ms": str(HOUR // 6)}

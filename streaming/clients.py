@@ -7,7 +7,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicCollection
 from confluent_kafka.admin import AdminClient
 
-LARGEST_MESSAGE = 100_000_000
+from corpus.documents import LARGEST_MESSAGE
 
 
 class LogFailed(RuntimeError):

@@ -1,7 +1,8 @@
 """The topics: their names follow Debezium's and ours, and equal partition counts keep a document in its partition."""
 
+from corpus.documents import LARGEST_MESSAGE
 from corpus.settings import Settings
-from ingestion.topics import MAX_MESSAGE_BYTES, topic_settings, topics
+from ingestion.topics import topic_settings, topics
 
 
 def test_names_follow_prefix_and_database() -> None:
@@ -38,4 +39,4 @@ def test_the_worst_document_fits_into_a_message() -> None:
     # NUL takes one byte in MongoDB, and backslash, u and four digits in JSON: the first doubled within a string.
     largest_document, worst_character = 12_000_000, 7
 
-    assert largest_document * worst_character < MAX_MESSAGE_BYTES - 1_000_000
+    assert largest_document * worst_character < LARGEST_MESSAGE - 1_000_000

@@ -14,11 +14,12 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
+from corpus.documents import LARGEST_MESSAGE
 from corpus.settings import Settings
 from embedded import log
 from embedded.capture import log_life
 from ingestion.capture import last_heartbeat
-from ingestion.topics import MAX_MESSAGE_BYTES, TopicsFailed, admin_client, create_topics, topic_settings, topics
+from ingestion.topics import TopicsFailed, admin_client, create_topics, topic_settings, topics
 
 pytestmark = pytest.mark.integration
 
@@ -107,13 +108,13 @@ def test_a_log_that_was_started_anew_is_told_from_the_one_before(broker: Broker)
 def test_messages_of_the_largest_size_and_tombstones_pass(broker: Broker) -> None:
     create_topics(broker.bootstrap, Settings(partitions=1))
     name = topics(Settings()).documents
-    producer = Producer({"bootstrap.servers": broker.bootstrap, "message.max.bytes": MAX_MESSAGE_BYTES})
+    producer = Producer({"bootstrap.servers": broker.bootstrap, "message.max.bytes": LARGEST_MESSAGE})
     consumer = Consumer(
         {
             "bootstrap.servers": broker.bootstrap,
             "group.id": "g",
-            "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
-            "receive.message.max.bytes": 2 * MAX_MESSAGE_BYTES,
+            "fetch.message.max.bytes": LARGEST_MESSAGE,
+            "receive.message.max.bytes": 2 * LARGEST_MESSAGE,
         }
     )
     large = os.urandom(40_000_000)

@@ -21,11 +21,12 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from pymongo import MongoClient
 
 from corpus import warehouse
+from corpus.documents import LARGEST_MESSAGE
 from corpus.settings import Settings
 from embedded import log
 from embedded.mongodb import connection_string
 from ingestion import capture
-from ingestion.topics import MAX_MESSAGE_BYTES, create_topics, topics
+from ingestion.topics import create_topics, topics
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -130,8 +131,8 @@ class Reader:
             {
                 "bootstrap.servers": settings.kafka_bootstrap_servers,
                 "group.id": "test",
-                "fetch.message.max.bytes": MAX_MESSAGE_BYTES,
-                "receive.message.max.bytes": 2 * MAX_MESSAGE_BYTES,
+                "fetch.message.max.bytes": LARGEST_MESSAGE,
+                "receive.message.max.bytes": 2 * LARGEST_MESSAGE,
                 "fetch.wait.max.ms": 10,
                 "log_level": 0,
             }
