@@ -25,9 +25,11 @@ from serving.quoting import (
     Span,
     content_terms,
     coverage,
+    is_table,
     rarities,
     selected,
     sentences,
+    table_head,
     terms,
 )
 from serving.retrieval import Passage, retrieve
@@ -39,8 +41,11 @@ COMPARED = 16
 RELEVANT = 0.2
 # What the index's own order counts beside words and meaning.
 RANK_WEIGHT = 0.15
+# Measured, see docs/decisions.md: the sentence nearest to a question off the subject stays below this cosine.
+UNLIKE = 0.32
 NOTHING = "The sources hold nothing that answers this question."
-_MARKER = re.compile(r"\s?\[(\d{1,3}(?:\s*[,;]\s*\d{1,3})*)\]")
+NEAREST = f"{NOTHING} Nearest, maybe unrelated:"
+_MARKER = re.compile(r"\s?\[\s*(\d+(?:\s*[,;]\s*\d+)*)\s*\]")
 _UNFINISHED = re.compile(r"\s?(?:\[[\d\s,;]*)?$")
 
 
@@ -162,7 +167,7 @@ async def _generated(
 
 
 async def checked(pieces: AsyncGenerator[str], highest: int) -> AsyncGenerator[str]:
-    """The text with each `[n]` that names no passage removed, `[1, 2]` written as `[1][2]`; code is left alone.
+    """The text with each `[n]` that names no passage removed, `[ 1, 2 ]` written as `[1][2]`; code is left alone.
 
     Holds back only what may still become a marker.
     """
@@ -194,9 +199,11 @@ def _with_true_markers(text: str, highest: int, in_code: bool) -> tuple[str, boo
 
 
 def _true_marker(match: re.Match[str], highest: int) -> str:
-    numbers = [number for number in map(int, re.findall(r"\d+", match[1])) if 1 <= number <= highest]
+    there = {str(number) for number in range(1, highest + 1)}
+    named = [digits.lstrip("0") for digits in re.findall(r"\d+", match[1])]
+    numbers = [number for number in dict.fromkeys(named) if number in there]
     space = match[0][: match[0].index("[")]
-    return space + "".join(f"[{number}]" for number in dict.fromkeys(numbers)) if numbers else ""
+    return space + "".join(f"[{number}]" for number in numbers) if numbers else ""
 
 
 def extract(embedder: Embedder, question: str, found: Sequence[Passage]) -> Answer:
@@ -216,7 +223,9 @@ def extract(embedder: Embedder, question: str, found: Sequence[Passage]) -> Answ
     rarity = rarities(own)
     shared = [coverage(asked, words, around, rarity) for words, around in zip(own, near, strict=True)]
     likeness = _likeness(embedder, question, candidates, shared)
-    if not candidates or max(max(shared), max(likeness)) < RELEVANT:
+    there = set().union(*own, *near, *(terms(passage.record.author) for passage in found))
+    known = bool(asked) and there.issuperset(asked)
+    if not candidates or (not known and max(max(shared), max(likeness)) < RELEVANT):
         return Answer(NOTHING, "extractive", ())
     scores = [
         (0.6 * words + 0.4 * meaning) * _worth(passage.record.text[span.start : span.end], span.prose)
@@ -227,18 +236,20 @@ def extract(embedder: Embedder, question: str, found: Sequence[Passage]) -> Answ
     chosen = selected(scores, held, rarity, QUOTES)
     citations = tuple(_citation(n, *candidates[index]) for n, index in enumerate(chosen, 1))
     text = "\n\n".join(_as_quoted(each, *candidates[index]) for each, index in zip(citations, chosen, strict=True))
-    missing = [term for term in asked if term not in rarity and not any(term in words for words in near)]
-    notice = (
-        "These are the nearest passages; part of the question is nowhere in them."
-        if missing and max(shared) < 0.4
-        else None
-    )
+    if known:
+        return Answer(text, "extractive", citations)
+    if max(likeness) < UNLIKE:
+        return Answer(f"{NEAREST}\n\n{text}", "extractive", citations)
+    notice = "These are the nearest passages; part of the question is nowhere in them." if max(shared) < 0.4 else None
     return Answer(text, "extractive", citations, notice)
 
 
 def _as_quoted(citation: Citation, passage: Passage, span: Span) -> str:
-    """A sentence in quotation marks on one line; code of several lines as the block of Markdown that it is."""
+    """A sentence in quotation marks on one line; a table, and code of several lines, as the Markdown that it is."""
     quote = citation.quote
+    if is_table(quote):
+        head = table_head(passage.record.text, citation.start)
+        return f"{head}{quote}\n\n[{citation.n}]"
     code = not span.prose or (passage.record.category == "code" and not quote.endswith((".", "!", "?")))
     if not code or "\n" not in quote:
         return f"“{' '.join(quote.split())}” [{citation.n}]"

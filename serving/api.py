@@ -27,7 +27,7 @@ from serving.answering import Event, Finished, Retrieved, Stopped, Token, answer
 from serving.documents import Listed, Shown, listing, matching, shown
 from serving.metrics import Metrics
 from serving.parts import Parts
-from serving.retrieval import Passage, checked_question, filters_from, moment, search
+from serving.retrieval import Passage, checked_question, filters_from, known_category, moment, search
 
 Given = NamedDependency[SkipValidation[Parts]]
 Counted = NamedDependency[SkipValidation[Metrics]]
@@ -166,7 +166,7 @@ async def documents(
         await asyncio.to_thread(listed, parts),
         words=words,
         author=author,
-        category=category,
+        category=known_category(category),
         platform=platform,
         state=state_,
         since=moment(since, "since") if since else None,

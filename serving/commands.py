@@ -31,8 +31,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     documents = subparsers.add_parser("documents", help="list, show or delete documents")
     actions = documents.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="list the documents and their state")
-    for name in ("author", "category", "platform", "state"):
-        listing.add_argument(f"--{name}", metavar=name.upper())
+    listing.add_argument("--author", metavar="NAME")
+    listing.add_argument("--category", type=_category, metavar="C", help="article, post or code")
+    listing.add_argument("--platform", metavar="P")
+    listing.add_argument("--state", choices=("captured", "indexed", "failed"))
     _finish(listing, list_documents)
     show = actions.add_parser("show", help="show one document as it is indexed")
     show.add_argument("id", metavar="ID")
@@ -44,11 +46,20 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--author", metavar="NAME")
-    parser.add_argument("--category", metavar="C", help="article, post or code")
+    parser.add_argument("--category", type=_category, metavar="C", help="article, post or code")
     parser.add_argument("--platform", metavar="P")
     parser.add_argument("--language", metavar="L", help="of the text (en) or of the code (python)")
     parser.add_argument("--since", metavar="DATE", help="published in or after 2024, 2024-05 or 2024-05-31")
     parser.add_argument("--until", metavar="DATE", help="published in or before")
+
+
+def _category(name: str) -> str:
+    from corpus.categories import UnknownCategory, category_of
+
+    try:
+        return category_of(name).value
+    except UnknownCategory as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _finish(parser: argparse.ArgumentParser, handler: Callable[[argparse.Namespace, Settings], int]) -> None:

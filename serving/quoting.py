@@ -40,7 +40,7 @@ STOP_WORDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A sentence, a list item, or (not `prose`) a short piece of code: `text[start:end]`."""
+    """A sentence, a list item, or (not `prose`) a piece of code or of a table's rows: `text[start:end]`."""
 
     start: int
     end: int
@@ -65,22 +65,32 @@ def _stem(word: str) -> str:
 
 
 def sentences(text: str, start: int = 0, end: int | None = None) -> list[Span]:
-    """The sentences within `text[start:end]`: list items apart, headings left out, code whole, none over MAX_QUOTE."""
+    """The sentences within `text[start:end]`, none over MAX_QUOTE: list items apart, headings left out, code whole,
+    tables cut between rows."""
     end = len(text) if end is None else end
     return [piece for begin, stop, prose in _blocks(text, start, end) for piece in _pieces(text, begin, stop, prose)]
 
 
 def _blocks(text: str, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
-    """Paragraphs, list items and code blocks as (start, end, whether it is prose)."""
+    """Paragraphs, list items, rows of tables and code blocks as (start, end, whether it is prose)."""
+    start, end = _between_rows(text, start, end)
     block: int | None = None
     fence: str | None = None
+    table = False
     position = start
     while position < end:
         stop = text.find("\n", position, end)
         stop = end if stop < 0 else stop
         line = text[position:stop]
         opened = _FENCE.match(line)
-        if fence:
+        row = not fence and _is_row(line)
+        if block is not None and (table != row or (row and stop - block > MAX_QUOTE)):
+            yield block, position, not (fence or table)
+            block = None
+        table = row
+        if row:
+            block = position if block is None else block
+        elif fence:
             if opened and opened[1] == fence:
                 if block is not None:
                     yield block, position, False
@@ -99,7 +109,37 @@ def _blocks(text: str, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
             block = position
         position = stop + 1
     if block is not None:
-        yield block, end, fence is None
+        yield block, end, not (fence or table)
+
+
+def is_table(quote: str) -> bool:
+    """Whether this piece is rows of a table."""
+    return all(map(_is_row, quote.split("\n")))
+
+
+def _is_row(line: str) -> bool:
+    plain = line.strip()
+    return len(plain) > 1 and plain[0] == plain[-1] == "|"
+
+
+def table_head(text: str, start: int) -> str:
+    """The header and rule of the table whose rows go on at `start`, as lines; empty where it begins there."""
+    above = text[:start].split("\n")[:-1]
+    first = len(above)
+    while first and _is_row(above[first - 1]):
+        first -= 1
+    head = above[first : first + 2]
+    return "".join(f"{line}\n" for line in head) if len(head) == 2 and set(head[1]) <= set("|:- \t") else ""
+
+
+def _between_rows(text: str, start: int, end: int) -> tuple[int, int]:
+    """`start` and `end` without the pieces of a table's rows that they cut through."""
+    begin, stop = text.rfind("\n", 0, start) + 1, text.find("\n", start)
+    if begin < start and _is_row(text[begin : stop if stop >= 0 else len(text)]):
+        start = stop + 1 if 0 <= stop < end else end
+    begin, stop = text.rfind("\n", start, end) + 1 or start, text.find("\n", end)
+    stop = stop if stop >= 0 else len(text)
+    return start, begin if text[end:stop].strip() and _is_row(text[begin:stop]) else end
 
 
 def _pieces(text: str, start: int, end: int, prose: bool) -> Iterator[Span]:

@@ -70,18 +70,22 @@ def filters_from(
 
     Raises InvalidQuestion for a category that there is not, and for what is no date.
     """
-    try:
-        category = category_of(category).value if category else None
-    except UnknownCategory as error:
-        raise InvalidQuestion(str(error)) from error
     return Filters(
         author=author or None,
-        category=category,
+        category=known_category(category),
         platform=platform or None,
         language=language or None,
         since=moment(since, "since") if since else None,
         until=moment(until, "until", last=True) if until else None,
     )
+
+
+def known_category(name: str | None) -> str | None:
+    """The name of a category, None if it is empty. Raises InvalidQuestion for one that there is not."""
+    try:
+        return category_of(name).value if name else None
+    except UnknownCategory as error:
+        raise InvalidQuestion(str(error)) from error
 
 
 def moment(text: str, name: str, last: bool = False) -> datetime:

@@ -52,6 +52,41 @@ def test_code_is_quoted_as_the_lines_that_it_is(harbour: Any) -> None:
     assert re.search(r"</pre>\s*<p><a [^>]*>1</a>", page)
 
 
+def test_a_table_is_quoted_as_a_table_and_only_where_no_prose_says_it(harbour: Any) -> None:
+    table = "| Lamp | Oil |\n|---|---|\n| zqtower | colza |\n| zqpier | whale |"
+    harbour.add("Oils", f"# Oils\n\nThe zqtower lamp burns colza oil.\n\n{table}\n\nNobody knows why.")
+    with harbour.client() as client:
+        said = asked(client, "Which oil does the zqtower lamp burn?")
+        shown = asked(client, "zqpier")
+        page = client.get("/", params={"question": "zqpier"}, headers={"accept": "text/html"}).text
+    assert said["citations"][0]["quote"] == "The zqtower lamp burns colza oil."
+    assert (shown["answer"], shown["citations"][0]["quote"]) == (f"{table}\n\n[1]", table)
+    assert re.search(r"<td>zqpier</td>\s*<td>whale</td>[^|]*</table>\s*<p><a [^>]*>1</a>", page)
+
+
+def test_a_question_off_the_subject_is_told_that_nothing_answers_it(harbour: Any) -> None:
+    with harbour.client() as client:
+        off = asked(client, "steps to lasagne")
+        on = asked(client, "steps of the tower, lasagne")
+    assert off["answer"].startswith(
+        "The sources hold nothing that answers this question. Nearest, maybe unrelated:\n\n“Nobody has ever counted"
+    )
+    assert (off["mode"], off["notice"]) == ("extractive", None)
+    assert true_quotes(harbour, off)
+    assert on["answer"].startswith("“Nobody has ever counted the steps of the tower.”")
+
+
+def test_an_author_is_never_off_the_subject(harbour: Any) -> None:
+    harbour.add("Engines", "# Engines\n\nThe wheels of it turn in the night.", author="Grace Unlikely Hopper Murray")
+    with harbour.client() as client:
+        named = asked(client, "wheels Grace Unlikely Hopper Murray")
+        unknown = asked(client, "wheels Grace Unlikely Hopper Zq")
+        alone = asked(client, "Engines Murray")
+    assert named["answer"].startswith("“The wheels of it turn")
+    assert alone["citations"]
+    assert unknown["answer"].startswith("The sources hold nothing")
+
+
 def test_without_a_model_the_answer_is_quoted_and_cited(harbour: Any) -> None:
     with harbour.client() as client:
         answer = asked(client, "What does the zqbacedi station report?")
@@ -194,6 +229,20 @@ def test_a_body_that_does_not_fit_is_refused_in_the_one_shape(harbour: Any, body
     assert response.status_code == 400
     assert set(response.json()["error"]) == {"message", "type"}
     assert named in response.text
+
+
+def test_a_category_that_there_is_not_is_refused_and_an_author_or_platform_is_not(harbour: Any) -> None:
+    with harbour.client() as client:
+        refused = [
+            client.get("/api/documents", params={"category": "bogus"}),
+            client.post("/api/search", json={"question": "tide", "category": "bogus"}),
+            client.post("/api/ask", json={"question": "tide", "filters": {"category": "bogus"}}),
+        ]
+        empty = client.get("/api/documents", params={"category": "", "platform": "bogus", "author": "Nobody"})
+    for response in refused:
+        assert response.status_code == 400
+        assert "choose one of article, post, code" in response.json()["error"]["message"]
+    assert (empty.status_code, empty.json()["total"]) == (200, 0)
 
 
 def test_a_field_that_a_search_does_not_have_is_named(harbour: Any) -> None:

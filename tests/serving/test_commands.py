@@ -166,6 +166,19 @@ def test_every_link_to_a_document_leads_there_whatever_its_id(settings: Settings
     assert "<h1>Strange</h1>" in page(unescape(whole[1]).removesuffix("#cited"))
 
 
+@pytest.mark.parametrize(
+    "asked", [("search", "tide"), ("ask", "tide"), ("documents", "list")], ids=lambda asked: asked[0]
+)
+def test_a_category_that_there_is_not_is_wrong_use_and_an_author_is_not(
+    settings: Settings, asked: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        twin(settings, *asked, "--category", "bogus")
+    assert ended.value.code == 2
+    assert "category 'bogus' is not known: choose one of article, post, code" in capsys.readouterr().err
+    assert twin(settings, *asked, "--category", "post", "--author", "Nobody") == 0
+
+
 def test_an_unknown_document_and_a_bad_date_fail_with_one_sentence(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,17 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.quoting import MAX_QUOTE, content_terms, coverage, rarities, selected, sentences, terms
+from serving.quoting import (
+    MAX_QUOTE,
+    content_terms,
+    coverage,
+    is_table,
+    rarities,
+    selected,
+    sentences,
+    table_head,
+    terms,
+)
 
 MARKDOWN = st.lists(
     st.sampled_from(
@@ -20,6 +30,7 @@ MARKDOWN = st.lists(
             "```\n",
             "code.x = 1\n",
             "| a | b |\n",
+            "|---|---|\n",
             "“Said.” ",
         ]
     )
@@ -49,6 +60,38 @@ def test_headings_and_rules_are_no_sentences_and_list_items_stand_alone() -> Non
         "another item",
         "third",
     ]
+
+
+TABLE = "| Lamp | Oil |\n|------|-----|\n| tower | colza |\n| pier | whale |"
+
+
+def test_a_table_is_one_piece_that_is_no_prose() -> None:
+    text = f"Lamps burn oil. See:\n{TABLE}\nNobody knew."
+    assert [(text[span.start : span.end], span.prose) for span in sentences(text)] == [
+        ("Lamps burn oil.", True),
+        ("See:", True),
+        (TABLE, False),
+        ("Nobody knew.", True),
+    ]
+
+
+def test_a_long_table_is_cut_between_its_rows_and_each_piece_knows_its_head() -> None:
+    rows = "".join(f"| tower {number} | colza. From Brittany |\n" for number in range(100))
+    text = f"Before.\n\n| Lamp | Oil |\n|---|---|\n{rows}\nAfter."
+    pieces = [span for span in sentences(text) if not span.prose]
+    assert len(pieces) > 2
+    assert all(is_table(text[span.start : span.end]) for span in pieces)
+    assert table_head(text, pieces[0].start) == ""
+    assert table_head(text, pieces[1].start) == "| Lamp | Oil |\n|---|---|\n"
+    assert "".join(text[span.start : span.end] for span in pieces).count("tower") == 100
+
+
+@given(st.integers(0, len(TABLE)), st.integers(0, len(TABLE)))
+@settings(deadline=None)
+def test_a_passage_that_begins_or_ends_within_a_row_quotes_whole_rows_only(start: int, end: int) -> None:
+    rows = TABLE.split("\n")
+    pieces = [TABLE[span.start : span.end] for span in sentences(TABLE, start, max(start, end))]
+    assert {line for piece in pieces for line in piece.split("\n")} <= set(rows)
 
 
 def test_code_is_kept_whole() -> None:
