@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time
-from email.utils import parsedate_to_datetime
+from datetime import date, datetime
 from pathlib import PurePath
 from typing import Any
+
+from ingestion.reading import Reading, Unreadable, decode, moment
 
 LARGEST_FRONT_MATTER = 16_384
 FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 ATX_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$", re.MULTILINE)
 SETEXT_HEADING = re.compile(r"^ {0,3}(\S[^\n]*)\n {0,3}(?:=+|-+)[ \t]*$", re.MULTILINE)
 FENCED = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
-# UTF-32 first: its little-endian mark begins with UTF-16's.
-MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-BINARY_PROBE = 8_192
-
-
-class Unreadable(ValueError):
-    """A file whose text cannot be had; the message completes "FILE ..."."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What was read of a file. None: it does not say."""
-
-    text: str
-    title: str | None = None
-    author: str | None = None
-    published_at: datetime | None = None
-    language: str | None = None
-    canonical_url: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
-def decode(content: bytes) -> str:
-    """UTF-8, or what the byte order mark says. Raises Unreadable with the place of the first byte that is wrong."""
-    encoding = next((name for mark, name in MARKS if content.startswith(mark)), "utf-8")
-    if encoding == "utf-8" and b"\0" in content[:BINARY_PROBE]:
-        raise Unreadable("is binary, not text")
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        # One of the codecs counts from behind the mark.
-        offset = error.start + len(content) - len(error.object)
-        wrong = f"byte 0x{content[offset]:02x} at offset {offset}"
-        raise Unreadable(f"is not valid {encoding.removesuffix('-sig').upper()}: {wrong}") from error
 
 
 def read_text(content: bytes) -> Reading:
@@ -207,30 +166,6 @@ def first_heading(markdown: str) -> str | None:
     prose = FENCED.sub("", markdown.replace("\r\n", "\n"))
     found = [match for pattern in (ATX_HEADING, SETEXT_HEADING) if (match := pattern.search(prose))]
     return min(found, key=lambda match: match.start()).group(1).strip("*_` ") or None if found else None
-
-
-def moment(value: object) -> datetime | None:
-    """A time as files and pages give it (ISO 8601, RFC 5322, a YAML date), in UTC where it names no zone."""
-    if isinstance(value, datetime):
-        return _in_utc(value)
-    if isinstance(value, date):
-        return datetime.combine(value, time(), UTC)
-    if not isinstance(value, str):
-        return None
-    for parse in (datetime.fromisoformat, parsedate_to_datetime):
-        try:
-            return _in_utc(parse(value.strip()))
-        except (ValueError, TypeError, IndexError, OverflowError):
-            continue
-    return None
-
-
-def _in_utc(value: datetime) -> datetime | None:
-    try:
-        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
-    except OverflowError:
-        # The first and the last hours that there are have no name in other zones.
-        return None
 
 
 def _front_matter(text: str) -> tuple[dict[str, Any], str, str]:

@@ -15,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 from lxml import etree, html  # type: ignore[import-untyped]
 from lxml.html import HtmlElement  # type: ignore[import-untyped]
 
-from ingestion.formats import Reading, Unreadable, decode, moment
+from ingestion.reading import Reading, Unreadable, decode, moment
 
 SHORTEST_ARTICLE = 100
 # fmt: off

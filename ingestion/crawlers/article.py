@@ -13,7 +13,8 @@ from urllib.robotparser import RobotFileParser
 from corpus.documents import Document
 from ingestion.drafts import Draft, Failed, Item, Options, Unchanged
 from ingestion.fetching import FetchFailed, Limits, Response, fetch, retry_after
-from ingestion.formats import Reading, Unreadable, read_markdown, read_pdf, read_text
+from ingestion.formats import read_markdown, read_pdf, read_text
+from ingestion.reading import Reading, Unreadable
 
 ROBOTS_BYTES = 512_000  # RFC 9309, section 2.5
 READERS: dict[str, Callable[[bytes], Reading]] = {

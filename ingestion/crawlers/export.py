@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ingestion.drafts import Draft, Failed, Item, Options, reason_of
-from ingestion.formats import Unreadable, decode, first_heading, moment
+from ingestion.formats import first_heading
+from ingestion.reading import Unreadable, decode, moment
 
 
 def accepts(source: str) -> bool:

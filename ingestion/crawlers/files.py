@@ -9,7 +9,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ingestion.drafts import Covered, Draft, Failed, Item, Options, reason_of
-from ingestion.formats import Unreadable, code_language, decode, reader
+from ingestion.formats import code_language, reader
+from ingestion.reading import Unreadable, decode
 
 PLATFORM = "files"
 # What tools made, not authors.

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingestion.formats import Unreadable
 from ingestion.pages import read_page
+from ingestion.reading import Unreadable
 
 ADDRESS = "https://blog.example.com/p/fine-tune"
 PROSE = "Cedars grow slowly on the mountain and their roots hold the soil."
