@@ -175,7 +175,8 @@ def _print_json(value: Any) -> None:
 
 def _failed(error: Exception) -> int:
     sys.stderr.write(f"{_printable(str(error))}\n")
-    return 1
+    # What the app cannot take is wrong use; what is not there, or not now, is a failure.
+    return 2 if getattr(error, "status", None) in (400, 413) else 1
 
 
 def _hits(hits: Sequence[Mapping[str, Any]], question: str) -> str:
@@ -248,10 +249,14 @@ def _document(document: Mapping[str, Any]) -> str:
         ("category", f"{document['category']} on {document['platform']}"),
         ("state", document["state"] + (f": {document['reason']}" if document.get("reason") else "")),
         ("version", document["version"]),
+        ("language", document["language"]),
+        ("published", document["published_at"]),
         ("crawled", document["crawled_at"]),
         ("chunks", len(document["chunks"])),
+        *((name, value) for name, value in document["metadata"].items() if name != "language"),
     )
-    head = "".join(f"{name:<9} {_printable(str(value))}\n" for name, value in about)
+    shown = ((_printable(name), _printable(str(value))) for name, value in about if value is not None)
+    head = "".join(f"{name:<9} {value}\n" for name, value in shown)
     return f"{_bold(_printable(document['title']))}\n{head}\n{_printable(document['text'])}\n"
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from corpus.agreement import State, state
 from corpus.index import Index, Record
@@ -42,7 +44,10 @@ class ShownChunk:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One document with its cleaned text and its chunks, as far as it is indexed."""
+    """One document with its cleaned text and its chunks, as far as it is indexed.
+
+    `metadata`: what only some platforms know, as the warehouse has it.
+    """
 
     document_id: str
     url: str
@@ -52,7 +57,10 @@ class Shown:
     platform: str
     version: int | None
     state: State
+    language: str | None
+    published_at: datetime | None
     crawled_at: datetime | None
+    metadata: Mapping[str, Any]
     reason: str | None
     text: str
     chunks: tuple[ShownChunk, ...]
@@ -98,11 +106,21 @@ def shown(index: Index, warehouse: Warehouse, document_id: str) -> Shown | None:
         platform=about.platform,
         version=live.version if live else None,
         state=found,
+        language=live.language if live else None,
+        published_at=live.published_at if live else None,
         crawled_at=about.crawled_at,
+        metadata=_metadata(warehouse, document_id) if stamp else {},
         reason=_reason(record) if found == "failed" else None,
         text=live.text if live else "",
         chunks=tuple(shown_chunks(live)) if live else (),
     )
+
+
+def _metadata(warehouse: Warehouse, document_id: str) -> Mapping[str, Any]:
+    """In values of JSON: others may have written what JSON does not know."""
+    record: Mapping[str, object] = next(iter(warehouse.raw_records([document_id])), {})
+    metadata = record.get("metadata")
+    return dict(msgspec.to_builtins(metadata, str_keys=True, enc_hook=str)) if isinstance(metadata, Mapping) else {}
 
 
 def _reason(record: Record | None) -> str | None:

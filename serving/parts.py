@@ -29,6 +29,8 @@ class Warehouse(Protocol):
 
     def stamps(self, ids: Iterable[str] | None = None) -> Iterable[Stamp]: ...
 
+    def raw_records(self, ids: Iterable[str]) -> Iterable[Mapping[str, object]]: ...
+
 
 class LanguageModel(Protocol):
     """A chat model by address: `stream` yields pieces of text; raises `serving.language_model.LanguageModelError`."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from html import unescape
 from http.client import HTTPConnection
 from pathlib import Path
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
+from bson import ObjectId
 
 from corpus import warehouse
 from corpus.settings import ADDRESSES, Settings
@@ -109,6 +111,24 @@ def test_a_document_is_shown(settings: Settings, harbour: Any, capsys: pytest.Ca
     assert record.text in capsys.readouterr().out
 
 
+def test_a_document_is_shown_with_what_is_known_of_it(
+    settings: Settings, harbour: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = datetime(2024, 3, 4, tzinfo=UTC)
+    id = harbour.add("Piers", "A pier of zqstone.", published_at=published)
+    oid = ObjectId()
+    harbour.warehouse.metadata[id] = {"path": "piers.md", "tags": ["stone"], "oid": oid, "language": "en"}
+
+    assert twin(settings, "documents", "show", id, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["language"], shown["published_at"]) == (harbour.index.kept[id].language, "2024-03-04T00:00:00Z")
+    assert shown["metadata"] == {"path": "piers.md", "tags": ["stone"], "oid": str(oid), "language": "en"}
+    assert twin(settings, "documents", "show", id) == 0
+    told = capsys.readouterr().out
+    assert "published 2024-03-04T00:00:00Z\n" in told
+    assert "path      piers.md\n" in told
+
+
 STRANGE_IDS = (
     *(
         "a/b",
@@ -179,7 +199,7 @@ def test_a_category_that_there_is_not_is_wrong_use_and_an_author_is_not(
     assert twin(settings, *asked, "--category", "post", "--author", "Nobody") == 0
 
 
-def test_an_unknown_document_and_a_bad_date_fail_with_one_sentence(
+def test_an_unknown_document_is_a_failure_and_a_bad_date_wrong_use_in_one_sentence(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert twin(settings, "documents", "show", "no-such?id") == 1
@@ -187,10 +207,22 @@ def test_an_unknown_document_and_a_bad_date_fail_with_one_sentence(
     for nothing in ("", "\udcff"):
         assert twin(settings, "documents", "show", nothing) == 1
         assert capsys.readouterr().err.startswith("no document has the id")
-    assert twin(settings, "search", "tide", "--since", "soon") == 1
+    assert twin(settings, "search", "tide", "--since", "soon") == 2
     assert capsys.readouterr().err.startswith("since is 'soon': write a date")
-    assert twin(settings, "ask", " ") == 1
+    assert twin(settings, "ask", " ") == 2
     assert "the question is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "asked", [("search", "tide", "--limit", "0"), ("ask", "tide", "--limit", "9999"), ("ask", "tide " * 2_000)]
+)
+@pytest.mark.parametrize("json", [(), ("--json",)])
+def test_a_question_that_cannot_be_taken_is_wrong_use(
+    settings: Settings, asked: tuple[str, ...], json: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert twin(settings, *asked, *json) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
 
 
 def test_a_document_cannot_write_control_characters_to_the_terminal(
