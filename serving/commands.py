@@ -255,7 +255,8 @@ def _document(document: Mapping[str, Any]) -> str:
         ("chunks", len(document["chunks"])),
         *((name, value) for name, value in document["metadata"].items() if name != "language"),
     )
-    shown = ((_printable(name), _printable(str(value))) for name, value in about if value is not None)
+    told = ((name, ", ".join(map(str, value)) if isinstance(value, list) else value) for name, value in about)
+    shown = ((_printable(name), _printable(str(value))) for name, value in told if value is not None)
     head = "".join(f"{name:<9} {value}\n" for name, value in shown)
     return f"{_bold(_printable(document['title']))}\n{head}\n{_printable(document['text'])}\n"
 

@@ -117,16 +117,16 @@ def test_a_document_is_shown_with_what_is_known_of_it(
     published = datetime(2024, 3, 4, tzinfo=UTC)
     id = harbour.add("Piers", "A pier of zqstone.", published_at=published)
     oid = ObjectId()
-    harbour.warehouse.metadata[id] = {"path": "piers.md", "tags": ["stone"], "oid": oid, "language": "en"}
+    harbour.warehouse.metadata[id] = {"path": "piers.md", "tags": ["stone", "old"], "oid": oid, "language": "en"}
 
     assert twin(settings, "documents", "show", id, "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["language"], shown["published_at"]) == (harbour.index.kept[id].language, "2024-03-04T00:00:00Z")
-    assert shown["metadata"] == {"path": "piers.md", "tags": ["stone"], "oid": str(oid), "language": "en"}
+    assert shown["metadata"] == {"path": "piers.md", "tags": ["stone", "old"], "oid": str(oid), "language": "en"}
     assert twin(settings, "documents", "show", id) == 0
     told = capsys.readouterr().out
     assert "published 2024-03-04T00:00:00Z\n" in told
-    assert "path      piers.md\n" in told
+    assert "path      piers.md\ntags      stone, old\n" in told
 
 
 STRANGE_IDS = (
