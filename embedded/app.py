@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from corpus.index import QdrantIndex, open_index
 from corpus.settings import Settings, running_addresses
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from corpus.embedding import Embedder
     from corpus.warehouse import Warehouse
+    from serving.parts import Reconciled, Status
 
 logger = logging.getLogger(__name__)
 CONNECTOR_INTERVAL = 5.0
@@ -84,7 +85,7 @@ class Stream:
         register(connect_url, connect_configuration(self.settings, warehouse_id))
         delete(connect_url, connector_name(self.warehouse_id))
 
-    def reconcile(self) -> dict[str, int]:
+    def reconcile(self) -> Reconciled:
         """Send what capture missed into the dataflow again."""
         self.recognise()
         difference = disagreement(self.warehouse, self.index)
@@ -96,9 +97,9 @@ class Stream:
         )
         logger.warning("reconcile sent %d upserts and %d deletes again", repaired.upserts, repaired.deletes)
         self.progress.count(reconciled=repaired.upserts + repaired.deletes)
-        return asdict(repaired)
+        return {"upserts": repaired.upserts, "deletes": repaired.deletes}
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         counts = self.index.counts()
         return {
             "warehouse": {"documents": self.warehouse.count()},

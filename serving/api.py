@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypedDict, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -15,6 +15,7 @@ from litestar import Request, Response, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency
 from litestar.exceptions import ClientException, NotFoundException
+from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter, SkipValidation
 from litestar.response import Stream
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -23,10 +24,10 @@ from corpus.agreement import State as DocumentState
 from corpus.agreement import compare
 from corpus.index import Filters, Hit
 from corpus.prompts import Message
-from serving.answering import Event, Finished, Retrieved, Stopped, Token, answering, complete
+from serving.answering import Answer, Event, Finished, Retrieved, Stopped, Token, answering, complete
 from serving.documents import Listed, Shown, listing, matching, shown
 from serving.metrics import Metrics
-from serving.parts import Parts
+from serving.parts import Parts, Reconciled, Status
 from serving.retrieval import Passage, checked_question, filters_from, known_category, moment, search
 
 Given = NamedDependency[SkipValidation[Parts]]
@@ -92,6 +93,20 @@ class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     until: str | None = None
 
 
+class Complaint(TypedDict):
+    message: str
+    type: str
+
+
+class Refused(TypedDict):
+    """The one shape of an error."""
+
+    error: Complaint
+
+
+REFUSED = ResponseSpec(Refused, generate_examples=False, description="What is wrong with the request")
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """One page of the list of documents; `total` counts all that match."""
@@ -120,6 +135,13 @@ class Behind:
 
 
 @dataclass(frozen=True, slots=True)
+class Live:
+    """That the process answers."""
+
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """`ready` is False when a part is not; `parts` says of each `ready` or why not; `pid`: the process that answers."""
 
@@ -128,7 +150,12 @@ class Health:
     pid: int
 
 
-@post("/api/ask", status_code=200, summary="Answer a question from the documents, with citations")
+@post(
+    "/api/ask",
+    status_code=200,
+    summary="Answer a question from the documents, with citations",
+    responses={200: ResponseSpec(Answer, generate_examples=False, description="The answer"), 400: REFUSED},
+)
 async def ask(data: JSONBody[Ask], request: AnyRequest, parts: Given, metrics: Counted) -> Response[Any]:
     """JSON, or with `Accept: text/event-stream` the events retrieval, token, citations, error and done."""
     question = checked_question(data.question, parts.settings.max_question_characters)
@@ -140,7 +167,13 @@ async def ask(data: JSONBody[Ask], request: AnyRequest, parts: Given, metrics: C
     return Response(answer)
 
 
-@post("/api/search", status_code=200, name="search", summary="The chunks that fit a question best")
+@post(
+    "/api/search",
+    status_code=200,
+    name="search",
+    summary="The chunks that fit a question best",
+    responses={400: REFUSED},
+)
 async def find(data: JSONBody[Search], parts: Given) -> list[Hit]:
     """The best chunks, best first; scores compare within one answer only."""
     question = checked_question(data.question, parts.settings.max_question_characters)
@@ -148,7 +181,7 @@ async def find(data: JSONBody[Search], parts: Given) -> list[Hit]:
     return await asyncio.to_thread(search, parts.index, parts.embedder, question, filters_from(**fields), data.limit)
 
 
-@get("/api/documents", summary="The documents of the warehouse and their state")
+@get("/api/documents", summary="The documents of the warehouse and their state", responses={400: REFUSED})
 async def documents(
     parts: Given,
     limit: Annotated[int, QueryParameter(ge=1, le=10_000)] = 50,
@@ -184,7 +217,11 @@ def listed(parts: Parts) -> list[Listed]:
     return rows
 
 
-@get("/api/documents/{document_id:str}", summary="One document with its cleaned text and its chunks")
+@get(
+    "/api/documents/{document_id:str}",
+    summary="One document with its cleaned text and its chunks",
+    responses={400: REFUSED, 404: REFUSED},
+)
 async def document(document_id: FromPath[str], parts: Given) -> Shown:
     """Percent-escape the id, its slashes too."""
     return await asyncio.to_thread(known_document, parts, unquote(document_id))
@@ -210,21 +247,26 @@ async def behind(parts: Given) -> Behind:
     return await asyncio.to_thread(compared)
 
 
-@post("/api/reconcile", status_code=200, summary="Compare warehouse and index now and mend what differs")
-async def reconcile(parts: Given) -> dict[str, Any]:
+@post(
+    "/api/reconcile",
+    status_code=200,
+    summary="Compare warehouse and index now and mend what differs",
+    responses={400: REFUSED},
+)
+async def reconcile(parts: Given) -> Reconciled:
     if parts.reconcile is None:
         raise ClientException("this app has no dataflow beside it: it reconciles where `twin stream` runs")
-    return dict(await asyncio.to_thread(parts.reconcile))
+    return await asyncio.to_thread(parts.reconcile)
 
 
 @get("/api/status", summary="The parts, the counts, lag and freshness")
-async def status(parts: Given) -> dict[str, Any]:
-    return dict(await asyncio.to_thread(parts.status))
+async def status(parts: Given) -> Status:
+    return await asyncio.to_thread(parts.status)
 
 
 @get("/health/live", summary="Whether the process answers")
-async def live() -> dict[str, str]:
-    return {"status": "live"}
+async def live() -> Live:
+    return Live("live")
 
 
 @get("/health/ready", summary="Whether every part is ready")

@@ -9,17 +9,18 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 from litestar import Response, get, post
 from litestar.exceptions import NotFoundException
+from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, JSONBody
 from litestar.response import Stream
 
 from corpus.index import Filters
 from corpus.prompts import Message
-from serving.answering import Answer, Event, Finished, Token, answering, complete
+from serving.answering import Answer, Citation, Event, Finished, Mode, Token, answering, complete
 from serving.api import ASK_PASSAGES, AnyRequest, Counted, Given, counted, unless_gone
 from serving.retrieval import InvalidQuestion, checked_question
 
@@ -54,7 +55,72 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
 
 
-@post("/v1/chat/completions", status_code=200, summary="OpenAI-compatible chat, with citations")
+class Complaint(TypedDict):
+    message: str
+    type: str
+    param: None
+    code: None
+
+
+class Refused(TypedDict):
+    """An error in OpenAI's shape."""
+
+    error: Complaint
+
+
+REFUSED = ResponseSpec(Refused, generate_examples=False, description="What is wrong with the request")
+
+
+class SaidMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str
+
+
+class Choice(TypedDict):
+    """The one choice; `finish_reason` is `length` where the model stopped before its end."""
+
+    index: int
+    message: SaidMessage
+    finish_reason: Literal["stop", "length"]
+    logprobs: None
+
+
+class Extension(TypedDict):
+    """What an answer of the twin has beyond OpenAI's fields."""
+
+    citations: tuple[Citation, ...]
+    mode: Mode
+    notice: str | None
+
+
+class Completion(Extension):
+    """An answer in OpenAI's shape."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: tuple[Choice, ...]
+
+
+class ModelCard(TypedDict):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: tuple[ModelCard, ...]
+
+
+@post(
+    "/v1/chat/completions",
+    status_code=200,
+    summary="OpenAI-compatible chat, with citations",
+    responses={200: ResponseSpec(Completion, generate_examples=False, description="The answer"), 400: REFUSED},
+)
 async def chat_completions(
     data: JSONBody[ChatRequest], request: AnyRequest, parts: Given, metrics: Counted
 ) -> Response[Any]:
@@ -68,15 +134,24 @@ async def chat_completions(
         if each.role in ("user", "assistant")
     ]
     given = (parts, question, Filters(), ASK_PASSAGES, history)
-    about = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": MODEL}
+    id, created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
     if data.stream:
+        about = {"id": id, "created": created, "model": MODEL}
         events = counted(answering(*given), metrics)
         return Stream(_chunks(events, about), media_type="text/event-stream", headers={"cache-control": "no-store"})
     answer = await unless_gone(request, complete(*given))
     metrics.answers.labels(answer.mode).inc()
-    message = {"role": "assistant", "content": answer.answer}
-    choice = {"index": 0, "message": message, "finish_reason": _finish_reason(answer), "logprobs": None}
-    return Response({**about, "object": "chat.completion", "choices": [choice], **_extension(answer)})
+    message = SaidMessage(role="assistant", content=answer.answer)
+    choice = Choice(index=0, message=message, finish_reason=_finish_reason(answer), logprobs=None)
+    completion = Completion(
+        id=id,
+        object="chat.completion",
+        created=created,
+        model=MODEL,
+        choices=(choice,),
+        **_extension(answer),
+    )
+    return Response(completion)
 
 
 async def _chunks(events: AsyncGenerator[Event], about: dict[str, Any]) -> AsyncGenerator[bytes]:
@@ -96,28 +171,28 @@ async def _chunks(events: AsyncGenerator[Event], about: dict[str, Any]) -> Async
     yield b"data: [DONE]\n\n"
 
 
-def _finish_reason(answer: Answer) -> str:
+def _finish_reason(answer: Answer) -> Literal["stop", "length"]:
     return "length" if answer.partial else "stop"
 
 
-def _extension(answer: Answer) -> dict[str, Any]:
-    return {"citations": answer.citations, "mode": answer.mode, "notice": answer.notice}
+def _extension(answer: Answer) -> Extension:
+    return Extension(citations=answer.citations, mode=answer.mode, notice=answer.notice)
 
 
 @get("/v1/models", summary="The one model that there is to talk to")
-async def models() -> dict[str, Any]:
-    return {"object": "list", "data": [_model()]}
+async def models() -> ModelList:
+    return ModelList(object="list", data=(_model(),))
 
 
-@get("/v1/models/{name:str}", summary="The model of that name")
-async def model(name: FromPath[str]) -> dict[str, Any]:
+@get("/v1/models/{name:str}", summary="The model of that name", responses={400: REFUSED, 404: REFUSED})
+async def model(name: FromPath[str]) -> ModelCard:
     if name != MODEL:
         raise NotFoundException(f"there is no model {name!r}: the one model is {MODEL!r}")
     return _model()
 
 
-def _model() -> dict[str, Any]:
-    return {"id": MODEL, "object": "model", "created": 0, "owned_by": "llm-twin"}
+def _model() -> ModelCard:
+    return ModelCard(id=MODEL, object="model", created=0, owned_by="llm-twin")
 
 
 HANDLERS = (chat_completions, models, model)

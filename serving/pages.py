@@ -360,6 +360,7 @@ async def reference(request: AnyRequest) -> Response[str]:
             "summary": operation.get("summary", ""),
             "description": operation.get("description", ""),
             "fields": _fields(schema, operation),
+            "answer": _answer_fields(schema, operation),
         }
         for path, methods in sorted(schema["paths"].items())
         for method, operation in methods.items()
@@ -383,6 +384,19 @@ def _fields(schema: Mapping[str, Any], operation: Mapping[str, Any]) -> list[dic
     return given
 
 
+def _answer_fields(schema: Mapping[str, Any], operation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The fields of the answer, flat; of one without fields its media type."""
+    schemas = schema["components"]["schemas"]
+    return [
+        field
+        for status, answer in operation["responses"].items()
+        if status.startswith("2")
+        for media, content in answer.get("content", {}).items()
+        for field in list(_body_fields(schemas, content["schema"]))
+        or [{"name": media, "required": True, "kind": _kind(content["schema"])}]
+    ]
+
+
 def _body_fields(schemas: Mapping[str, Any], value: Mapping[str, Any], above: str = "") -> Iterator[dict[str, Any]]:
     """The fields of an object, each followed by its own: `filters.author`, `history[].question`."""
     for choice in value.get("oneOf", ()):
@@ -401,6 +415,10 @@ def _kind(schema: Mapping[str, Any]) -> str:
     named = "object" if "$ref" in schema else schema.get("type") or ""
     if "enum" in schema:
         named = " | ".join(str(value) for value in schema["enum"])
+    if named == "array" and schema.get("items"):
+        named = f"array of {_kind(schema['items'])}"
+    if "format" in schema:
+        named += f", {schema['format']}"
     if isinstance(named, list):
         named = " | ".join(map(str, named))
     least, most = schema.get("minimum"), schema.get("maximum")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,43 @@ class LanguageModel(Protocol):
     def stream(self, messages: Sequence[Message]) -> AsyncGenerator[str]: ...
 
 
+class Warehoused(TypedDict):
+    documents: int
+
+
+class Indexed(TypedDict):
+    documents: int
+    chunks: int
+    generation: str
+
+
+class Streamed(TypedDict):
+    """How the dataflow is: its state, why it is in it, its consumer group, and what it has counted."""
+
+    state: str
+    reason: str | None
+    group: str
+    counts: dict[str, int]
+
+
+class Status(TypedDict):
+    """How the app follows the warehouse: `lag` in events, None while nothing is read; `freshness` in seconds by
+    percentile, None before the first change."""
+
+    warehouse: Warehoused
+    index: Indexed
+    lag: int | None
+    freshness: dict[str, float | None]
+    stream: Streamed
+
+
+class Reconciled(TypedDict):
+    """How many documents were sent again."""
+
+    upserts: int
+    deletes: int
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The dependencies of the app.
@@ -51,8 +88,8 @@ class Parts:
     index: Index
     embedder: Embedder
     warehouse: Warehouse
-    status: Callable[[], Mapping[str, Any]]
+    status: Callable[[], Status]
     language_model: LanguageModel | None = None
-    reconcile: Callable[[], Mapping[str, Any]] | None = None
+    reconcile: Callable[[], Reconciled] | None = None
     checks: Mapping[str, Callable[[], object]] = field(default_factory=dict)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)

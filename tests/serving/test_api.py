@@ -390,6 +390,24 @@ def test_the_schema_and_status_are_there_for_programs(harbour: Any) -> None:
     assert {"/api/ask", "/api/search", "/api/documents", "/v1/chat/completions", "/metrics"} <= set(schema["paths"])
 
 
+def test_the_schema_tells_the_errors_as_they_are(harbour: Any) -> None:
+    with harbour.client() as client:
+        schema = client.get("/schema/openapi.json").json()
+        api = client.get("/api/documents?limit=x").json()
+        openai = client.get("/v1/models/x").json()
+    told = {
+        path: schema["components"]["schemas"][answer["content"]["application/json"]["schema"]["$ref"].split("/")[-1]]
+        for path, methods in schema["paths"].items()
+        for operation in methods.values()
+        for status, answer in operation["responses"].items()
+        if status.startswith("4")
+    }
+    assert len(told) == 7
+    for path, shape in told.items():
+        error = schema["components"]["schemas"][shape["properties"]["error"]["$ref"].split("/")[-1]]
+        assert set(error["properties"]) == set((openai if path.startswith("/v1/") else api)["error"])
+
+
 def test_reconcile_is_done_where_there_is_a_dataflow(harbour: Any) -> None:
     with harbour.client() as client:
         assert client.post("/api/reconcile").status_code == 400

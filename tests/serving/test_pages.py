@@ -160,6 +160,33 @@ def test_the_reference_shows_every_route_for_programs(harbour: Any) -> None:
     assert "text/event-stream" in page
 
 
+def test_the_reference_shows_the_fields_of_every_answer(harbour: Any) -> None:
+    with harbour.client() as client:
+        page = get(client, "/reference").text
+        paths = client.get("/schema/openapi.json").json()["paths"]
+    sections = {
+        (method, path): rows
+        for method, path, rows in re.findall(
+            r'class="method">(\w+)</span> <code>([^<]+)</code>.*?Answered with(.*?)</section>', page, re.DOTALL
+        )
+    }
+    assert set(sections) == {(method.upper(), path) for path, methods in paths.items() for method in methods}
+
+    def kind(method: str, path: str, field: str) -> str:
+        found = re.search(rf"<td><code>{re.escape(field)}</code></td><td>([^<]*)</td>", sections[method, path])
+        assert found, (path, field)
+        return found[1]
+
+    assert kind("POST", "/api/ask", "mode") == "generated | extractive"
+    assert kind("POST", "/api/ask", "citations[].quote") == "string"
+    assert kind("POST", "/api/search", "[].heading_path") == "array of string"
+    assert kind("GET", "/api/documents", "items[].crawled_at") == "string, date-time | none"
+    assert kind("GET", "/api/documents/{document_id}", "chunks[].position") == "integer"
+    assert kind("GET", "/api/status", "index.documents") == "integer"
+    assert kind("POST", "/v1/chat/completions", "choices[].message.content") == "string"
+    assert kind("GET", "/metrics", "text/plain") == "string"
+
+
 def test_a_page_that_is_not_there_says_so_to_a_person(harbour: Any) -> None:
     with harbour.client() as client:
         response = get(client, "/documents/none-such")
