@@ -23,6 +23,8 @@ WAREHOUSE_HEADER = "twin.warehouse"
 # The largest request that Kafka takes by default is 104,857,600 bytes. A document is a string within a string of JSON
 # in its change event: escaped twice, the worst character (NUL) takes seven bytes, prose 1.1. 12 MB fit in any case.
 LARGEST_MESSAGE = 100_000_000
+# Of any other type two ids could read alike. By name, since this module does without MongoDB's types.
+ID_TYPES = frozenset({"str", "int", "Int64", "ObjectId"})
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -220,6 +222,8 @@ def from_record(record: Mapping[str, Any]) -> Document:
             raise InvalidDocument(f"field {name!r} is {found}, expected a string")
     if "_id" not in record:
         raise InvalidDocument("field '_id' is missing")
+    if (kind := type(record["_id"]).__name__) not in ID_TYPES:
+        raise InvalidDocument(f"field '_id' is of type {kind}, expected a string, a whole number or an ObjectId")
     for name in ("published_at", "crawled_at"):
         if record.get(name) is not None and not isinstance(record[name], datetime):
             raise InvalidDocument(f"field {name!r} is of type {type(record[name]).__name__}, expected a date")

@@ -144,6 +144,20 @@ def without_password(address: str) -> str:
     return shown + SECRET_OPTION.sub(r"\1***", found["rest"] or "")
 
 
+def credentials(url: str) -> tuple[str, dict[str, str]]:
+    """An http address without its user and password, and the header that tells the server who they are.
+
+    Source: RFC 7617, "Basic" HTTP authentication.
+    """
+    from base64 import b64encode
+    from urllib.parse import unquote, urlsplit
+
+    parts = urlsplit(url)
+    user, found, host = parts.netloc.rpartition("@")
+    told = {"Authorization": f"Basic {b64encode(unquote(user).encode()).decode()}"} if found else {}
+    return parts._replace(netloc=host).geturl(), told
+
+
 def masked_text(text: str) -> str:
     """A sentence, an error's text or a source's name without the passwords and tokens of addresses within it."""
     return TOLD_OPTION.sub(r"\1***", TOLD_USER.sub("***@", text))

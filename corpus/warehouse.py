@@ -6,6 +6,7 @@ follows through the log) and `warehouse` (the identity of this very warehouse).
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ LARGEST_RECORD = 15_000_000
 DEEPEST = 99
 MARKS_KEPT = timedelta(hours=1)
 STAMP_FIELDS = ("content_hash", "crawled_at", "title", "url", "author_name", "category", "platform")
+WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -302,10 +304,12 @@ def _stamp(record: Mapping[str, Any]) -> Stamp:
 
 
 def _stored_ids(ids: Sequence[str]) -> list[Any]:
-    """Records that others wrote may have ObjectIds, which the rest of the system knows by their digits."""
+    """Records that others wrote may have ObjectIds or numbers, which the rest of the system knows by their digits."""
     from bson import ObjectId
 
-    return [*ids, *(ObjectId(id) for id in ids if ObjectId.is_valid(id))]
+    # BSON's have 64 bits.
+    numbers = [int(id) for id in ids if WHOLE_NUMBER.fullmatch(id) and -(2**63) <= int(id) < 2**63]
+    return [*ids, *numbers, *(ObjectId(id) for id in ids if ObjectId.is_valid(id))]
 
 
 def _parts(ids: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from corpus.settings import Settings, without_password
+from corpus.settings import Settings, credentials, without_password
 from embedded import log
 from embedded.mongodb import connection_string
 from ingestion.capture import CaptureStatus, read_status, status_file
@@ -157,7 +157,9 @@ def reachable(name: str, settings: Settings) -> str | None:
             check(address)
     except Exception as error:  # three client libraries; whatever they raise means that it cannot be used
         shown = without_password(address or "")
-        return f"{shown} does not answer ({type(error).__name__}): start it, or correct {variable}"
+        reason = getattr(error, "reason", error)
+        why = (isinstance(reason, OSError) and reason.strerror) or type(error).__name__
+        return f"{shown} does not answer ({why}): start it, or correct {variable}"
     return None
 
 
@@ -176,5 +178,7 @@ def _check_log(bootstrap: str) -> None:
 
 def _check_http(url: str) -> None:
     """Any answer will do: what a server refuses without a key or a path, it still serves."""
-    with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(url, timeout=3):  # noqa: S310
+    address, told = credentials(url)
+    request = urllib.request.Request(address, headers=told)  # noqa: S310
+    with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=3):  # noqa: S310
         return

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from corpus.documents import LARGEST_MESSAGE, WAREHOUSE_HEADER
-from corpus.settings import Settings, masked_text, without_password
+from corpus.settings import Settings, credentials, masked_text, without_password
 from ingestion.topics import DOCUMENTS, WATERMARKS, topics
 
 # Debezium sends a heartbeat each second while it streams; ten missed ones are no coincidence.
@@ -271,11 +271,12 @@ def _request(
     """The answer of Connect's REST interface; a worker that is rebalancing (409) is asked again until `deadline`."""
     deadline = time.monotonic() + 10 if deadline is None else deadline
     where = without_password(connect_url)
+    address, told = credentials(connect_url)
     data = None if body is None else json.dumps(body).encode()
     while True:
         try:
             request = urllib.request.Request(  # noqa: S310
-                connect_url.rstrip("/") + path, data, {"Content-Type": "application/json"}, method=method
+                address.rstrip("/") + path, data, {"Content-Type": "application/json", **told}, method=method
             )
             with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310
                 return dict(json.loads(response.read() or b"{}"))

@@ -91,6 +91,8 @@ def test_a_record_gives_the_document_back_and_a_hand_edit_another_hash() -> None
         ({"text": 5}, "'text' is of type int"),
         ({"published_at": "2020"}, "expected a date"),
         ({"metadata": []}, "metadata"),
+        ({"_id": 5.0}, "'_id' is of type float"),
+        ({"_id": True}, "'_id' is of type bool"),
     ],
 )
 def test_a_record_that_is_no_document_says_which_field(change: dict[str, object], reason: str) -> None:

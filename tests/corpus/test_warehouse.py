@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from bson import ObjectId
+from bson import Int64, ObjectId
 from pymongo import MongoClient
 
 from corpus.documents import Document, new_document, source_version, to_record
@@ -100,8 +100,8 @@ def test_a_stamp_names_the_write(warehouse: Warehouse) -> None:
     )
 
 
-def test_records_that_others_wrote_are_seen_too(warehouse: Warehouse, database: Any) -> None:
-    id = ObjectId()
+@pytest.mark.parametrize("id", [ObjectId(), 5, -(2**63), Int64(7)])
+def test_records_that_others_wrote_are_seen_too(id: object, warehouse: Warehouse, database: Any) -> None:
     database.documents.insert_one({"_id": id, "text": 7})
     (stamp,) = warehouse.stamps()
     assert (stamp.id, stamp.content_hash, stamp.title) == (str(id), "None", "")

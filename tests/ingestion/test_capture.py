@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +29,7 @@ class Connect:
     def __init__(self) -> None:
         self.configurations: dict[str, dict[str, str]] = {}
         self.requests: list[tuple[str, str]] = []
+        self.authorised: list[str | None] = []
         self.states = ["RUNNING"]
         self.trace = ""
         self.conflicts = 0
@@ -63,6 +65,7 @@ def connect() -> Iterator[tuple[Connect, str]]:
     class Handler(BaseHTTPRequestHandler):
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            worker.authorised.append(self.headers.get("Authorization"))
             status, answer = worker.answer(self.command, self.path, body)
             self.send_response(status)
             self.end_headers()
@@ -123,6 +126,16 @@ def test_a_connector_is_registered_and_runs(connect: tuple[Connect, str]) -> Non
 
     assert worker.configurations == {NAME: configuration}
     assert capture.connector_status(url, NAME) == CaptureStatus(NAME, "running")
+
+
+def test_a_connect_that_asks_who_it_is_gets_user_and_password(connect: tuple[Connect, str]) -> None:
+    worker, url = connect
+    registered(worker)
+
+    status = capture.connector_status(url.replace("://", "://ada:p%40ss@"), NAME)
+
+    assert status.state == "running"
+    assert worker.authorised == [f"Basic {b64encode(b'ada:p@ss').decode()}"]
 
 
 def test_registering_again_is_harmless(connect: tuple[Connect, str]) -> None:

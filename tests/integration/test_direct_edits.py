@@ -59,13 +59,13 @@ def test_a_text_that_is_set_by_hand_is_found(running: Any, documents: Any, notes
     assert len(kept) == len(shown["chunks"]) - 1
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["our id", "an ObjectId"])
+@pytest.mark.parametrize("id", [None, ObjectId(), 5], ids=["our id", "an ObjectId", "a number"])
 def test_a_document_that_is_inserted_and_deleted_by_hand(
-    running: Any, documents: Any, notes: Callable[..., Any], own: bool
+    running: Any, documents: Any, notes: Callable[..., Any], id: Any
 ) -> None:
     word = notes().word()
-    id: Any = {"_id": ObjectId()} if own else {}
-    inserted = record(f"Inserted by hand {word}", f"The {word} station reports calm weather.", **id)
+    own = {} if id is None else {"_id": id}
+    inserted = record(f"Inserted by hand {word}", f"The {word} station reports calm weather.", **own)
 
     documents.insert_one(inserted)
 
