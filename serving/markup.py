@@ -117,8 +117,11 @@ def _marked(safe: str) -> str:
     return _BOUNDARY.sub(lambda match: f'<span class="chunk" id="chunk-{match[1]}">{match[1]}</span>', "".join(out))
 
 
-def with_markers(safe: str, link: Callable[[int], str | None]) -> str:
-    """The HTML of an answer with each `[n]` outside of code as a link; `link` gives its address or None."""
+def with_markers(safe: str, link: Callable[[int], str | None], *, quoted: bool = False) -> str:
+    """The HTML of an answer with each `[n]` outside of code as a link; `link` gives its address or None.
+
+    `quoted`: the answer is made of quotations, so a marker stands behind one; a `[n]` within is the author's own.
+    """
 
     def linked(match: re.Match[str]) -> str:
         address = link(int(match[1]))
@@ -126,6 +129,8 @@ def with_markers(safe: str, link: Callable[[int], str | None]) -> str:
             return match[0]
         return f'<a class="marker" href="{escape(address)}" aria-label="Source {match[1]}">{match[1]}</a>'
 
+    if quoted:
+        return re.sub(r"(?:(?<=<p>)|(?<=” ))\[(\d{1,3})\](?=</p>)", linked, safe)
     out: list[str] = []
     within_code = 0
     for piece in _TAG_OR_TEXT.findall(safe):

@@ -125,7 +125,8 @@ def turn_html(question: str, answer: Answer) -> str:
     from markupsafe import Markup
 
     addresses = {each.n: citation_address(each) for each in answer.citations}
-    body = Markup(with_markers(html(answer.answer), addresses.get))  # noqa: S704 - sanitised by markup.html
+    safe = with_markers(html(answer.answer), addresses.get, quoted=answer.mode == "extractive")
+    body = Markup(safe)  # noqa: S704 - sanitised by markup.html
     citations = [ShownCitation(each, addresses[each.n]) for each in answer.citations]
     return render("turn.html", question=question, answer=answer, body=body, citations=citations)
 

@@ -105,6 +105,16 @@ def test_the_beginnings_of_chunks_are_shown_and_change_nothing_else() -> None:
     assert [tag for tag, _ in shown.tags if tag != "span"] == [tag for tag, _ in plain.tags]
 
 
+def test_a_number_in_brackets_within_a_quotation_is_the_authors_own() -> None:
+    answer = "“Shown in [1] and **by us [2]**.” [1]\n\n| a | b |\n|---|---|\n| [2] | 3 |\n\n[2]"
+
+    out = with_markers(html(answer), {1: "/documents/x", 2: "/documents/y"}.get, quoted=True)
+
+    assert out.count('class="marker"') == 2
+    assert "Shown in [1] and" in out
+    assert "by us [2]" in out
+
+
 def test_markers_are_links_outside_of_code_only() -> None:
     out = with_markers(html("It is so [1] and [2]; `a[1]` and\n\n```\nb[1]\n```"), {1: "/documents/x"}.get)
     assert out.count('class="marker"') == 1
