@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DOWN_TIMEOUT = 30.0
 UP_TIMEOUT = 150.0
+ANSWER_SECONDS = 5.0
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -167,6 +168,9 @@ def _up_detached(settings: Settings) -> int:
             sys.stdout.write(f"ready after {time.monotonic() - start:.1f} s: {address}\n")
             return 0
         code = process.poll()
+        if code is not None and code < 0:
+            sys.stderr.write(f"twin: the supervisor was ended by signal {-code}: see {path}, and run `twin up` again\n")
+            return 1
         if code is not None:
             said = path.read_bytes()[began:].decode(errors="replace").strip()
             # Its log tells all of it; a person is told from the error on.
@@ -229,6 +233,7 @@ def _gathered(settings: Settings) -> dict[str, Any]:
     import msgspec
 
     from embedded.home import PART_NAMES, PartStatus, read_parts, supervisor
+    from embedded.parts import reachable
     from serving.client import AppRefused, AppUnavailable, call
 
     running = supervisor(settings.home) is not None
@@ -240,12 +245,18 @@ def _gathered(settings: Settings) -> dict[str, Any]:
             part.state, part.reason = _capture_state(settings)
         elif part.state == "given":
             part.state, part.reason = _given_state(part.name, settings)
+        elif part.name in ("documents", "log") and part.state == "ready" and reachable(part.name, settings):
+            # Its process lives, which is all that the supervisor sees; one that hangs must not look idle.
+            part.state, part.reason = "stalled", "it does not answer"
     app: dict[str, Any] = {"warehouse": None, "index": None, "lag": None, "freshness": None}
     if running:
         try:
-            app = call(settings, "GET", "/api/status", patience=0)
+            app = call(settings, "GET", "/api/status", patience=0, timeout=ANSWER_SECONDS)
         except (AppUnavailable, AppRefused) as error:
             app["reason"] = str(error)
+            for part in parts:
+                if part.name == "app" and part.state == "ready":
+                    part.state, part.reason = "stalled", str(error)
     return {"parts": msgspec.to_builtins(parts), **app}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +13,13 @@ from corpus.agreement import Disagreement
 from corpus.settings import Settings, load
 from ingestion.topics import topics
 from serving.client import AppRefused, AppUnavailable, call
-from streaming.waiting import Wait
+from streaming.waiting import TimedOut, Wait
 
 if TYPE_CHECKING:
     from corpus.warehouse import Warehouse
+
+# What answers, but late, is waited for: who is in time says better what is behind.
+GRACE = 0.5
 
 
 @dataclass
@@ -56,15 +61,29 @@ def wait(settings: Settings, timeout: float) -> Disagreement:
             opened.append(connect(load(home=str(settings.home)), timeout=5.0))
         return opened[0]
 
-    try:
-        return Wait(
-            warehouse=warehouse,
-            app=RunningApp(settings),
-            bootstrap=lambda: load(home=str(settings.home)).kafka_bootstrap_servers or "",
-            changes=named.documents,
-            marks=named.watermarks,
-            deadline=time.monotonic() + timeout,
-        ).until_searchable()
-    finally:
-        for each in opened:
-            each.close()
+    waiting = Wait(
+        warehouse=warehouse,
+        app=RunningApp(settings),
+        bootstrap=lambda: load(home=str(settings.home)).kafka_bootstrap_servers or "",
+        changes=named.documents,
+        marks=named.watermarks,
+        deadline=time.monotonic() + timeout,
+    )
+    found: Future[Disagreement] = Future()
+
+    def follow() -> None:
+        try:
+            found.set_result(waiting.until_searchable())
+        except BaseException as error:  # raised again where the result is asked for
+            found.set_exception(error)
+        finally:
+            for each in opened:
+                each.close()
+
+    # In a thread, for a part that is stopped or hangs holds its callers longer than anybody wants to wait.
+    thread = threading.Thread(target=follow, name="wait", daemon=True)
+    thread.start()
+    thread.join(min(timeout + GRACE, threading.TIMEOUT_MAX))
+    if not found.done():
+        raise TimedOut(waiting.behind)
+    return found.result()

@@ -34,15 +34,16 @@ def call(
     body: Mapping[str, Any] | None = None,
     query: Mapping[str, Any] | None = None,
     patience: float = PATIENCE_SECONDS,
+    timeout: float = TIMEOUT_SECONDS,
 ) -> Any:
     """The app's JSON answer. A query value that is None is left out.
 
     Every call may be repeated without harm, so one that fails while the app restarts is tried again for `patience`
-    seconds. Raises AppUnavailable or AppRefused.
+    seconds. An app that hangs is given `timeout` seconds. Raises AppUnavailable or AppRefused.
     """
     import json
 
-    with _answer(settings, method, path, body, query, "application/json", patience) as response:
+    with _answer(settings, method, path, body, query, "application/json", patience, timeout) as response:
         return json.loads(response.read())
 
 
@@ -51,7 +52,9 @@ def events(settings: Settings, path: str, body: Mapping[str, Any]) -> Iterator[t
     import json
     from http.client import HTTPException
 
-    with _answer(settings, "POST", path, body, None, "text/event-stream", PATIENCE_SECONDS) as response:
+    with _answer(
+        settings, "POST", path, body, None, "text/event-stream", PATIENCE_SECONDS, TIMEOUT_SECONDS
+    ) as response:
         name = ""
         try:
             for raw in response:
@@ -73,6 +76,7 @@ def _answer(
     query: Mapping[str, Any] | None,
     accept: str,
     patience: float,
+    timeout: float,
 ) -> Iterator[HTTPResponse]:
     import time
 
@@ -85,7 +89,7 @@ def _answer(
         if address is None:
             raise AppUnavailable("the app of this home is not running: `twin up`")
         try:
-            connection, response = _request(settings, address, method, path, body, query, accept)
+            connection, response = _request(settings, address, method, path, body, query, accept, timeout)
             break
         except AppUnavailable:
             if time.monotonic() + pause > deadline:
@@ -106,6 +110,7 @@ def _request(
     body: Mapping[str, Any] | None,
     query: Mapping[str, Any] | None,
     accept: str,
+    timeout: float,
 ) -> tuple[Any, HTTPResponse]:
     import json
     from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -118,7 +123,7 @@ def _request(
         headers["X-API-Key"] = settings.api_keys[0]
     given = {name: value for name, value in (query or {}).items() if value is not None}
     target = parts.path.rstrip("/") + path + (f"?{urlencode(given)}" if given else "")
-    connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=TIMEOUT_SECONDS)
+    connection = kind(parts.hostname or "127.0.0.1", parts.port, timeout=timeout)
     try:
         connection.request(method, target, None if body is None else json.dumps(body).encode(), headers)
         response = connection.getresponse()
@@ -127,7 +132,7 @@ def _request(
         message = _message(response.read())
     except TimeoutError as error:
         connection.close()
-        raise AppRefused(f"the app did not answer within {TIMEOUT_SECONDS:.0f} s: see `twin status`", 504) from error
+        raise AppRefused(f"the app did not answer within {timeout:.0f} s: see `twin status`", 504) from error
     except (OSError, HTTPException) as error:
         connection.close()
         raise AppUnavailable(

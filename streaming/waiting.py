@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -63,7 +64,8 @@ class Wait:
         while True:
             try:
                 self._until_applied()
-                difference = self.app.disagreement()
+                with self._asking("the app"):
+                    difference = self.app.disagreement()
                 missing = {*difference.behind, *difference.leftover}
                 if not missing:
                     return difference
@@ -72,49 +74,64 @@ class Wait:
                 if missing & suspects:
                     self.app.reconcile()
                 suspects = missing
-            except (ConnectionError, KafkaException, LogFailed) as error:
+            except (ConnectionError, LogFailed) as error:
                 self.behind = str(error)
+                self._pause(RETRY)
+            except KafkaException as error:
+                self.behind = f"the log does not answer ({error.args[0].str()})"
                 self._pause(RETRY)
 
     def _until_applied(self) -> None:
         """Return when the dataflow has applied all that was acknowledged when this was called."""
-        stream = self.app.stream()
+        with self._asking("MongoDB"):
+            # First, for the app asks it too: the part that hangs is named, not the one that waits for it.
+            self.warehouse().now()
+        with self._asking("the app"):
+            stream = self.app.stream()
         self._until_marked()
         reader = consumer(self.bootstrap(), stream["group"])
         try:
-            partitions = [TopicPartition(self.changes, number) for number in partitions_of(reader, self.changes)]
-            ends = _ends(self.bootstrap(), reader.committed(partitions, timeout=5), self._pause)
+            with self._asking("the log"):
+                partitions = [TopicPartition(self.changes, number) for number in partitions_of(reader, self.changes)]
+                ends = _ends(self.bootstrap(), reader.committed(partitions, timeout=5), self._pause)
             checked = time.monotonic()
             while True:
-                committed = {part.partition: part.offset for part in reader.committed(partitions, timeout=5)}
+                with self._asking("the log"):
+                    committed = {part.partition: part.offset for part in reader.committed(partitions, timeout=5)}
                 left = sum(max(0, end - max(0, committed[number])) for number, end in ends.items())
                 if left == 0:
                     # A log that was started anew since the mark was seen is empty, and so is what is left of it.
-                    if self.app.stream() != stream:
-                        raise LogFailed("the log was started anew")
+                    self._must_be(stream)
                     return
                 self.behind = f"{left} events are captured and not yet applied"
                 self._pause(PAUSE)
                 if time.monotonic() > checked + RETRY:
                     checked = time.monotonic()
-                    if self.app.stream() != stream:
-                        raise LogFailed("the log was started anew")
+                    self._must_be(stream)
         finally:
             reader.close()
 
+    def _must_be(self, stream: Mapping[str, str]) -> None:
+        with self._asking("the app"):
+            now = self.app.stream()
+        if now != stream:
+            raise LogFailed("the log was started anew")
+
     def _until_marked(self) -> None:
-        self.behind = "capture has not told of the newest change"
         reader = consumer(self.bootstrap(), f"twin-wait-{uuid.uuid4()}")
         try:
             starts = []
-            for number in partitions_of(reader, self.marks):
-                place = TopicPartition(self.marks, number)
-                # On some brokers this is before the end, never behind it: then older marks are read and passed over.
-                place.offset = reader.get_watermark_offsets(place, timeout=5, cached=False)[1]
-                starts.append(place)
+            with self._asking("the log"):
+                for number in partitions_of(reader, self.marks):
+                    place = TopicPartition(self.marks, number)
+                    # On some brokers this is before the end, never behind it: older marks are read and passed over.
+                    place.offset = reader.get_watermark_offsets(place, timeout=5, cached=False)[1]
+                    starts.append(place)
             reader.assign(starts)
             token = str(uuid.uuid4())
-            self.warehouse().mark(token)
+            with self._asking("MongoDB"):
+                self.warehouse().mark(token)
+            self.behind = "capture has not told of the newest change"
             patience = time.monotonic() + PATIENCE
             while time.monotonic() < patience:
                 message = reader.poll(PAUSE)
@@ -124,6 +141,13 @@ class Wait:
             raise LogFailed(self.behind)
         finally:
             reader.close()
+
+    @contextmanager
+    def _asking(self, part: str) -> Iterator[None]:
+        """While a part is asked, its answer is what is waited for."""
+        before, self.behind = self.behind, f"{part} does not answer: see `twin status`"
+        yield
+        self.behind = before
 
     def _pause(self, seconds: float) -> None:
         if time.monotonic() + seconds > self.deadline:
