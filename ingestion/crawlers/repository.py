@@ -29,8 +29,11 @@ HOSTS = frozenset(("github.com", "gitlab.com", "codeberg.org", "bitbucket.org"))
 SCP_LIKE = re.compile(r"^[\w.-]+@([\w.-]+):(?!/)(.+)$")
 REGULAR_FILES = frozenset(("100644", "100755"))
 POLL = 0.1
-# Nothing asks at a terminal, nothing but these transports, no hook or template of this machine.
+# Nothing asks at a terminal, no hook or template of this machine, and no transport but the one that a clone is given: a
+# repository that lacks objects may name a command that would fetch them.
 ENVIRONMENT = {
+    "GIT_ALLOW_PROTOCOL": "",
+    "GIT_NO_LAZY_FETCH": "1",
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_ASKPASS": "true",
     "SSH_ASKPASS": "true",

@@ -136,6 +136,27 @@ def test_no_hook_of_the_repository_runs(twin: Any, repository: Path, monkeypatch
     assert not ran.exists()
 
 
+def test_no_command_that_the_repository_names_for_missing_objects_runs(
+    twin: Any, repository: Path, tmp_path: Path
+) -> None:
+    commit(repository, **{"second.md": "# Second\n\nAnother note."})
+    first = git(repository, "rev-parse", "HEAD~1").strip()
+    (repository / ".git" / "objects" / first[:2] / first[2:]).unlink()
+    ran = tmp_path / "ran"
+    for name, value in {
+        "core.repositoryformatversion": "1",
+        "extensions.partialClone": "origin",
+        "remote.origin.url": repository.as_uri(),
+        "remote.origin.promisor": "true",
+        "remote.origin.uploadpack": f"touch {ran}; git-upload-pack",
+    }.items():
+        git(repository, "config", name, value)
+
+    twin.ingest(f"git+{repository}")
+
+    assert not ran.exists()
+
+
 def test_a_bad_file_is_listed_and_the_rest_goes_in(twin: Any, repository: Path) -> None:
     (repository / "bytes.md").write_bytes(b"\xff\xfe\xfa")
     (repository / "bytes.py").write_bytes(b"# \xe9t\xe9\n")
