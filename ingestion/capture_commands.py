@@ -73,5 +73,5 @@ def _warehouse_id(settings: Settings) -> str:
 
 
 def _failed(reason: str) -> int:
-    print(reason, file=sys.stderr)  # noqa: T201
+    print(f"twin: {reason}", file=sys.stderr)  # noqa: T201
     return 1

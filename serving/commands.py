@@ -18,13 +18,17 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add this package's commands; each sets `handler`, a function of (arguments, settings) to the exit code."""
     search = subparsers.add_parser("search", help="show the passages that fit a question best")
     search.add_argument("question", metavar="QUESTION")
-    search.add_argument("--limit", type=int, default=10, metavar="N", help="how many passages (default 10)")
+    search.add_argument(
+        "--limit", type=_up_to(100), default=10, metavar="N", help="how many passages (1 to 100, default 10)"
+    )
     _add_filters(search)
     _finish(search, show_search)
 
     ask = subparsers.add_parser("ask", help="answer a question from the documents, with citations")
     ask.add_argument("question", metavar="QUESTION")
-    ask.add_argument("--limit", type=int, default=6, metavar="N", help="how many passages to answer from (default 6)")
+    ask.add_argument(
+        "--limit", type=_up_to(20), default=6, metavar="N", help="passages to answer from (1 to 20, default 6)"
+    )
     _add_filters(ask)
     _finish(ask, show_answer)
 
@@ -51,6 +55,15 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--language", metavar="L", help="of the text (en) or of the code (python)")
     parser.add_argument("--since", metavar="DATE", help="published in or after 2024, 2024-05 or 2024-05-31")
     parser.add_argument("--until", metavar="DATE", help="published in or before")
+
+
+def _up_to(most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if text.isdecimal() and 1 <= int(text) <= most:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {most}")
+
+    return number
 
 
 def _category(name: str) -> str:
@@ -143,7 +156,7 @@ def delete_documents(arguments: argparse.Namespace, settings: Settings) -> int:
         sys.stdout.write(f"deleted {_count(deleted, 'document')}\n")
     if unknown:
         named = ", ".join(map(_printable, unknown))
-        sys.stderr.write(f"no document has the id {named}: `twin documents list` shows them\n")
+        sys.stderr.write(f"twin: no document has the id {named}: `twin documents list` shows them\n")
         return 1
     return 0
 
@@ -174,7 +187,7 @@ def _print_json(value: Any) -> None:
 
 
 def _failed(error: Exception) -> int:
-    sys.stderr.write(f"{_printable(str(error))}\n")
+    sys.stderr.write(f"twin: {_printable(str(error))}\n")
     # What the app cannot take is wrong use; what is not there, or not now, is a failure.
     return 2 if getattr(error, "status", None) in (400, 413) else 1
 
