@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 import unicodedata
 from pathlib import Path
 
@@ -374,11 +373,10 @@ def test_plain_prose_loses_no_letter(text: str) -> None:
     ],
     ids=lambda text: repr(text[:12]),
 )
-def test_the_largest_text_takes_seconds_at_most(text: str) -> None:
-    start = time.monotonic()
-    clean_article(text)
-    # Many times what it takes: this is about a rule that backtracks for hours, not about a slow machine.
-    assert time.monotonic() - start < 30
+def test_the_largest_text_comes_to_its_end(text: str) -> None:
+    # A rule that backtracks would be at it for hours; and what is left is clean: cleaning it again changes nothing.
+    cleaned = clean_article(text)
+    assert clean_article(cleaned) == cleaned
 
 
 @pytest.mark.parametrize(

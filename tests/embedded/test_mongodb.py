@@ -27,6 +27,7 @@ from pymongo import ASCENDING, DESCENDING, DeleteOne, InsertOne, MongoClient, Re
 from pymongo.collection import Collection
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError, CollectionInvalid, DuplicateKeyError, OperationFailure, PyMongoError
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 from pymongo.write_concern import WriteConcern
 
 from embedded.mongodb import connection_string
@@ -37,6 +38,8 @@ from embedded.mongodb.values import identity, order
 from embedded.mongodb.wire import OP_MSG, Request, reply_to
 
 Record = dict[str, Any]
+# Seconds, far beyond what any machine needs.
+PATIENCE = 60
 NOON = datetime(2024, 5, 1, 12, 0, 0, 123000, tzinfo=UTC)
 
 
@@ -753,39 +756,50 @@ def test_a_dropped_collection_ends_its_stream(db: Database[Record]) -> None:
         assert [event["fullDocument"] for event in drain(again, 1)] == [{"_id": 3}]
 
 
-def test_a_stream_waits_for_its_time_and_wakes_at_once(documents: Collection[Record]) -> None:
-    with documents.watch(max_await_time_ms=400) as stream:
-        stream.try_next()
-        began = time.monotonic()
-        assert stream.try_next() is None
-        assert 0.35 < time.monotonic() - began < 1.5
-        waits = []
-        for number in range(10):
-            moments: list[float] = []
+class Asked(CommandListener):
+    """The names of the commands that a client has sent."""
 
-            def write(number: int = number, moments: list[float] = moments) -> None:
-                time.sleep(0.02)
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.names.append(event.command_name)
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Only what was asked counts."""
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Only what was asked counts."""
+
+
+def test_a_stream_is_answered_when_something_happens_and_not_asked_for_again_and_again_before(own: Running) -> None:
+    asked = Asked()
+    with own.client(event_listeners=[asked]) as client, ThreadPoolExecutor(1) as pool:
+        documents = client.twin.documents
+        # So long that a stream which is not woken fails the test.
+        with documents.watch(max_await_time_ms=600_000) as stream:
+            for number in range(10):
+                event = pool.submit(stream.next)
+                time.sleep(0.05)
                 documents.insert_one({"_id": number})
-                moments.append(time.monotonic())
+                assert event.result(PATIENCE)["documentKey"]["_id"] == number
+    # One more may cross with the write that answers it.
+    assert asked.names.count("getMore") <= 20
 
-            thread = threading.Thread(target=write)
-            thread.start()
-            assert stream.next()["documentKey"]["_id"] == number
-            arrived = time.monotonic()
-            thread.join()
-            waits.append(arrived - moments[0])
-        assert sorted(waits)[5] < 0.1
+
+def test_a_stream_without_news_is_answered_after_its_time(documents: Collection[Record]) -> None:
+    with documents.watch(max_await_time_ms=100) as stream:
+        assert stream.try_next() is None
 
 
 def test_waiting_streams_do_not_hold_up_others(running: Running, documents: Collection[Record]) -> None:
     documents.insert_many({"_id": number, "text": "x" * 2000} for number in range(2000))
-    streams = [documents.watch(max_await_time_ms=2000) for _ in range(4)]
+    streams = [documents.watch(max_await_time_ms=600_000) for _ in range(4)]
     threads = [threading.Thread(target=stream.try_next) for stream in streams]
     for thread in threads:
         thread.start()
-    began = time.monotonic()
     assert sum(1 for _ in documents.find({}, {"_id": 1})) == 2000
-    assert time.monotonic() - began < 1.5
+    assert all(thread.is_alive() for thread in threads)
     documents.insert_one({"_id": -1})
     for thread in threads:
         thread.join()
@@ -906,14 +920,12 @@ def test_a_retry_after_a_kill_is_answered_from_before(own: Running) -> None:
 def test_it_ends_cleanly_under_load(own: Running) -> None:
     with own.client(serverSelectionTimeoutMS=500) as client, ThreadPoolExecutor(3) as pool:
         documents = client.twin.documents
-        stream = client.twin.watch(max_await_time_ms=10_000)
+        stream = client.twin.watch(max_await_time_ms=600_000)
         pool.submit(stream.try_next)
         acknowledged = pool.submit(insert_until_it_fails, documents)
         pool.submit(insert_until_it_fails, documents)
         time.sleep(0.3)
-        began = time.monotonic()
         assert own.stop() == 0
-        assert time.monotonic() - began < 2
     own.start()
     with own.client() as client:
         kept = set(client.twin.documents.distinct("_id"))

@@ -266,7 +266,7 @@ def dripping(request: BaseHTTPRequestHandler) -> None:
     request.send_response(200)
     request.send_header("Content-Type", "text/html")
     request.end_headers()
-    for _ in range(200):
+    while True:
         request.wfile.write(b"<")
         request.wfile.flush()
         time.sleep(0.02)
@@ -274,7 +274,7 @@ def dripping(request: BaseHTTPRequestHandler) -> None:
 
 def dripping_headers(request: BaseHTTPRequestHandler) -> None:
     request.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
-    for _ in range(200):
+    while True:
         request.wfile.write(b"x")
         request.wfile.flush()
         time.sleep(0.02)
@@ -286,9 +286,7 @@ def test_an_answer_that_drips_ends_with_the_time(
 ) -> None:
     monkeypatch.setenv("TWIN_CRAWL_TIMEOUT", "0.3")
     site.pages["/drip"] = drip
-    start = time.monotonic()
     assert reason(twin, site.url("/drip")) == "did not answer in full within 0.3 s (TWIN_CRAWL_TIMEOUT)"
-    assert time.monotonic() - start < 3
 
 
 def silent(request: BaseHTTPRequestHandler) -> None:
