@@ -2,7 +2,6 @@
 
 import random
 import re
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -224,11 +223,17 @@ class TestEdits:
     ["This is a plain sentence of some ten words or so. ", "a\n\n", "x" * 50 + "\n", "word ", "## H\n\ntext\n\n"],
     ids=repr,
 )
-def test_time_grows_with_the_length_only(words, unit: str) -> None:
-    def seconds(length: int) -> float:
-        text = unit * (length // len(unit))
-        start = time.process_time()
-        assert_sound(text, split(text, words), words)
-        return time.process_time() - start
+def test_work_grows_with_the_length_only(words, monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    read: list[int] = []
+    spans = type(words).token_spans
+    monkeypatch.setattr(type(words), "token_spans", lambda self, text: read.append(len(text)) or spans(self, text))
 
-    assert seconds(800_000) < 16 * max(seconds(100_000), 0.05)
+    def tokenised(length: int) -> int:
+        read.clear()
+        text = unit * (length // len(unit))
+        chunks = split(text, words)
+        characters = sum(read)
+        assert_sound(text, chunks, words)
+        return characters
+
+    assert tokenised(800_000) < 8.5 * tokenised(100_000)

