@@ -9,5 +9,9 @@ from pathlib import Path
 def replace_file(path: Path, content: bytes) -> None:
     """Write so that a reader sees the old content or the new, never half. Raises OSError."""
     beside = path.with_name(f"{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(path)
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise

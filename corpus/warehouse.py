@@ -255,7 +255,8 @@ class Warehouse:
                 f"MongoDB at {self._address} does not answer: see `twin status`, or check TWIN_MONGODB_URI"
             ) from error
         except PyMongoError as error:
-            raise WarehouseUnavailable(f"MongoDB at {self._address} refused: {str(error)[:300]}") from error
+            told = (getattr(error, "details", None) or {}).get("errmsg") or str(error)
+            raise WarehouseUnavailable(f"MongoDB at {self._address} refused: {told[:300]}") from error
 
 
 def refusal(document: Document) -> str | None:

@@ -57,6 +57,13 @@ class Running:
     next_start: float = 0.0
     log_start: int = 0
 
+    def postpone(self, now: float) -> float:
+        """Count a failure; the seconds until the next start, longer with each."""
+        self.failures += 1
+        delay: float = min(FIRST_DELAY * 4 ** (self.failures - 1), LONGEST_DELAY)
+        self.next_start = now + delay
+        return delay
+
     @property
     def state(self) -> str:
         if self.process is None:
@@ -75,6 +82,7 @@ class Supervisor:
     _addresses: dict[str, str] = field(default_factory=dict)
     _stopping: bool = False
     _shown: list[PartStatus] = field(default_factory=list)
+    _untold: bool = False
 
     def run(self) -> None:
         """Start everything and watch over it; returns when stopped and every process has ended.
@@ -230,8 +238,7 @@ class Supervisor:
                 self._died(name, running, code, now)
             elif running.process is None:
                 if now >= running.next_start and not self._stopping and self._may_start(name):
-                    running.restarts += 1
-                    self._start(name)
+                    self._start_again(name, running, now)
             elif running.ready_at is None:
                 if running.part.ready(running.process.pid) and self._prepared(name):
                     running.ready_at = now
@@ -240,12 +247,21 @@ class Supervisor:
                     self._tell()
             elif now > running.ready_at + STEADY:
                 running.failures = 0
+        # What a full disk did not take is told as soon as it does.
+        self._tell()
+
+    def _start_again(self, name: str, running: Running, now: float) -> None:
+        try:
+            self._start(name)
+            running.restarts += 1
+        except OSError as error:
+            # A full disk, or no process to be had: the others go on, and this one is tried again.
+            delay = running.postpone(now)
+            logger.warning("%s cannot be started (%s): tried again in %.1f s", name, error, delay)
 
     def _died(self, name: str, running: Running, code: int, now: float) -> None:
         running.process, running.ready_at = None, None
-        running.failures += 1
-        delay = min(FIRST_DELAY * 4 ** (running.failures - 1), LONGEST_DELAY)
-        running.next_start = now + delay
+        delay = running.postpone(now)
         if self._stopping:
             return
         logger.warning("%s ended with %d and starts again in %.1f s", name, code, delay)
@@ -273,10 +289,17 @@ class Supervisor:
 
     def _tell(self) -> None:
         shown = self._status()
-        if shown != self._shown:
-            self._shown = shown
+        if shown == self._shown:
+            return
+        try:
             write_parts(self.settings.home, shown)
             self.told(shown)
+        except OSError as error:
+            if not self._untold:
+                logger.warning("the state of the parts cannot be told: %s", error)
+            self._untold = True
+            return
+        self._shown, self._untold = shown, False
 
     def _status(self) -> list[PartStatus]:
         ours = {

@@ -37,6 +37,7 @@ def test_what_cannot_be_written_leaves_the_old_content(tmp_path: Path, monkeypat
     replace_file(path, b"old")
 
     def full(self: Path, content: bytes) -> int:
+        self.touch()
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
@@ -44,3 +45,4 @@ def test_what_cannot_be_written_leaves_the_old_content(tmp_path: Path, monkeypat
         replace_file(path, b"new")
 
     assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["status.json"]
