@@ -132,7 +132,8 @@ def guarded(app: ASGIApp, settings: Settings) -> ASGIApp:
             await send(message)
 
         refusal = _refused(path, headers, loopback, settings.api_keys)
-        if refusal is None and path not in UNCOUNTED_PATHS:
+        # A wrong key counts wherever it is tried: who guesses has the rate of everybody else.
+        if (refusal[0] == 401) if refusal else (path not in UNCOUNTED_PATHS):
             wait = buckets.take(_client(scope, headers))
             if wait:
                 refusal = (

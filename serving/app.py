@@ -105,12 +105,17 @@ def _told(error: Exception) -> tuple[int, str, str]:
         return 400, "the request is nested too deeply", KINDS[400]
     if isinstance(error, HTTPException) and not isinstance(error, InternalServerException):
         return error.status_code, _detail(error), KINDS.get(error.status_code, "error")
-    if isinstance(error, api.ClientGone):
+    if isinstance(error, api.ClientGone) or _hung_up(error):
         return 499, "the client hung up", "client_gone"
     if isinstance(error, ConnectionError):
         # The index, the warehouse and their like: away for the moment, and they say so themselves.
         return 503, str(error) or "a part of the app is not available at the moment", "unavailable"
     return 500, "the app could not answer; its log says why", "internal_error"
+
+
+def _hung_up(error: Exception) -> bool:
+    """Whether the client went away before its request was whole, which the framework tells as a failure of ours."""
+    return isinstance(error, InternalServerException) and "client disconnected" in error.detail
 
 
 def _detail(error: HTTPException) -> str:

@@ -104,6 +104,13 @@ def test_who_asks_too_often_is_told_when_to_come_back(harbour: Any) -> None:
     assert waiting.status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/api/documents", "/api/status", "/"])
+def test_keys_cannot_be_guessed_faster_than_the_rate(harbour: Any, path: str) -> None:
+    with harbour.client(Settings(host="0.0.0.0", api_keys=KEYS, rate_limit=2)) as client:
+        codes = [client.get(path, headers={"x-api-key": f"guess-{turn}"}).status_code for turn in range(3)]
+    assert codes == [401, 401, 429]
+
+
 @given(st.integers(1, 100), st.lists(st.floats(0, 30), max_size=60))
 @settings(deadline=None)
 def test_no_client_gets_more_than_its_rate_and_its_burst(rate: int, pauses: list[float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -343,6 +344,26 @@ def test_a_part_that_is_away_is_named_and_nothing_else_is_told(harbour: Any) -> 
     assert listing.status_code == 503
     assert "warehouse cannot be reached" in listing.json()["error"]["message"]
     assert answer.status_code == 200
+
+
+def test_a_client_that_hangs_up_in_the_middle_of_its_question_is_no_defect(
+    harbour: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(events)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    with harbour.client() as client:
+        scope = {"type": "http", "method": "POST", "path": "/api/ask", "raw_path": b"/api/ask", "query_string": b""}
+        asyncio.run(client.app({**scope, "headers": headers, "client": None, "app": client.app}, receive, send))
+    assert sent[0]["status"] == 499
+    assert caplog.text == ""
 
 
 def test_a_defect_is_answered_without_its_traceback(harbour: Any, caplog: pytest.LogCaptureFixture) -> None:
