@@ -28,6 +28,8 @@ PAUSE = 0.02
 RETRY = 0.5
 # Capture may be restarting, or the log may have been: after this a new mark is made.
 PATIENCE = 3.0
+# A log that is away is told in one sentence, not with every attempt.
+QUIET = {"log_level": 0}
 
 
 class TimedOut(Exception):
@@ -89,7 +91,7 @@ class Wait:
         with self._asking("the app"):
             stream = self.app.stream()
         self._until_marked()
-        reader = consumer(self.bootstrap(), stream["group"])
+        reader = consumer(self.bootstrap(), stream["group"], **QUIET)
         try:
             with self._asking("the log"):
                 partitions = [TopicPartition(self.changes, number) for number in partitions_of(reader, self.changes)]
@@ -118,7 +120,7 @@ class Wait:
             raise LogFailed("the log was started anew")
 
     def _until_marked(self) -> None:
-        reader = consumer(self.bootstrap(), f"twin-wait-{uuid.uuid4()}")
+        reader = consumer(self.bootstrap(), f"twin-wait-{uuid.uuid4()}", **QUIET)
         try:
             starts = []
             with self._asking("the log"):
@@ -165,7 +167,8 @@ def _marks(value: str | bytes | None, token: str) -> bool:
 
 def _ends(bootstrap: str, committed: list[TopicPartition], pause: Callable[[float], None]) -> dict[int, int]:
     """The true end of each partition: read on from the committed offset until the broker says that there is no more."""
-    probe = consumer(bootstrap, f"twin-wait-{uuid.uuid4()}", **{"enable.partition.eof": True, "fetch.wait.max.ms": 10})
+    further = {**QUIET, "enable.partition.eof": True, "fetch.wait.max.ms": 10}
+    probe = consumer(bootstrap, f"twin-wait-{uuid.uuid4()}", **further)
     try:
         probe.assign([TopicPartition(part.topic, part.partition, max(part.offset, 0)) for part in committed])
         ends: dict[int, int] = {}

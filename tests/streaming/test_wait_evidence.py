@@ -52,7 +52,7 @@ class Documents:
 def waiting_for(app: App, monkeypatch: pytest.MonkeyPatch) -> Wait:
     """A wait whose mark came through, over a log that is empty afterwards."""
     monkeypatch.setattr(Wait, "_until_marked", lambda self: None)
-    monkeypatch.setattr(waiting, "consumer", lambda bootstrap, group: Reader())
+    monkeypatch.setattr(waiting, "consumer", lambda bootstrap, group, **further: Reader())
     monkeypatch.setattr(waiting, "partitions_of", lambda reader, topic: [0, 1])
     monkeypatch.setattr(waiting, "_ends", lambda bootstrap, committed, pause: {0: 0, 1: 0})
     return Wait(lambda: cast(Warehouse, Documents()), app, lambda: "", "changes", "marks", time.monotonic() + 1)
