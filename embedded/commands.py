@@ -88,7 +88,7 @@ def _up(namespace: argparse.Namespace, settings: Settings) -> int:
     pid = supervisor(settings.home)
     if pid is not None:
         sys.stdout.write(f"already running in {settings.home} (process {pid})\n")
-        return 0
+        return _until_ready(settings) if namespace.detach else 0
     # A supervisor that was killed could not remove its addresses; they would pass for ones given by the user.
     forget(settings.home)
     settings = load(home=str(settings.home))
@@ -171,18 +171,36 @@ def _up_detached(settings: Settings) -> int:
         if code is not None and code < 0:
             sys.stderr.write(f"twin: the supervisor was ended by signal {-code}: see {path}, and run `twin up` again\n")
             return 1
+        if code == 0:
+            # Another `up` was a moment earlier.
+            sys.stdout.write(f"already running in {settings.home}\n")
+            return _until_ready(settings)
         if code is not None:
             said = path.read_bytes()[began:].decode(errors="replace").strip()
             # Its log tells all of it; a person is told from the error on.
             _, named, reason = said.partition("twin: ")
             sys.stderr.write(f"{named}{reason}\n" if named else f"{said or tail(path)}\n")
-            return 0 if code == 0 else 1
+            return 1
         time.sleep(0.05)
     process.terminate()
     waiting = ", ".join(part.name for part in read_parts(settings.home) if part.name not in told)
     sys.stderr.write(
         f"twin: {waiting or 'the supervisor'} is not ready after {UP_TIMEOUT:.0f} s: see {settings.log_directory}\n"
     )
+    return 1
+
+
+def _until_ready(settings: Settings) -> int:
+    """Wait for the parts of a home that another `up` started."""
+    from embedded.home import read_parts, supervisor
+
+    deadline = time.monotonic() + UP_TIMEOUT
+    while supervisor(settings.home) is not None and time.monotonic() < deadline:
+        parts = read_parts(settings.home)
+        if len(parts) == 4 and all(part.state in ("ready", "given") for part in parts):
+            return 0
+        time.sleep(0.05)
+    sys.stderr.write(f"twin: the home does not become ready: see `twin status` and {settings.log_directory}\n")
     return 1
 
 
