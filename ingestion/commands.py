@@ -27,7 +27,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="NAME",
         help="who wrote them (default: what each document says, else its author until now, else Unknown)",
     )
-    parser.add_argument("--category", metavar="C", help="article, post or code (default: what each document is)")
+    parser.add_argument("--category", metavar="C", help="their kind of text, such as article (default: what each is)")
     parser.add_argument("--prune", action="store_true", help="delete what a folder or repository no longer has")
     parser.add_argument(
         "--allow-private-addresses", action="store_true", help="fetch from this machine and private networks too"

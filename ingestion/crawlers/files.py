@@ -13,6 +13,7 @@ from ingestion.formats import code_language, reader
 from ingestion.reading import Unreadable, decode
 
 PLATFORM = "files"
+SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
 # What tools made, not authors.
 IGNORED_FOLDERS = frozenset(
     ("__pycache__", "bower_components", "build", "dist", "node_modules", "site-packages", "target", "vendor", "venv")
@@ -35,6 +36,9 @@ def crawl(source: str, options: Options) -> Iterator[Item]:
             yield from _folder(path, options)
         elif path.exists():
             yield from _given_file(path, options)
+        elif scheme := SCHEME.match(source):
+            what = "give an address of http or https, a Git repository, or the path of a file or folder"
+            yield Failed(source, f"is not read, as no address of {scheme[1]} is: {what}", lost=True)
         else:
             yield Failed(source, "does not exist", lost=True)
     except (OSError, ValueError) as error:
@@ -69,12 +73,7 @@ def _walk(folder: Path, root: Path, walked: set[str], options: Options) -> Itera
             elif entry.is_dir():
                 yield from _walk(path, root, walked, options)
             elif entry.is_file() and wanted(entry.name):
-                yield _file(
-                    path,
-                    path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name,
-                    options,
-                    root.name,
-                )
+                yield _file(path, options)
         except OSError as error:
             yield Failed(str(path), f"cannot be read: {reason_of(error)}", path.as_uri())
 
@@ -94,7 +93,7 @@ def _link(path: Path, root: Path, walked: set[str], options: Options) -> Iterato
         if str(target) not in walked:
             yield from _walk(path, root, walked, options)
     elif wanted(path.name):
-        yield _file(path, path.relative_to(root).as_posix(), options, root.name)
+        yield _file(path, options)
 
 
 def _given_file(path: Path, options: Options) -> Iterator[Item]:
@@ -102,10 +101,10 @@ def _given_file(path: Path, options: Options) -> Iterator[Item]:
     if not path.is_file():
         yield Failed(str(path), "is neither a file nor a folder", lost=True)
         return
-    yield _file(path, path.name, options)
+    yield _file(path, options)
 
 
-def _file(path: Path, name: str, options: Options, folder: str = "") -> Draft | Failed:
+def _file(path: Path, options: Options) -> Draft | Failed:
     try:
         size = path.stat().st_size
         if size > options.settings.max_document_bytes:
@@ -113,7 +112,10 @@ def _file(path: Path, name: str, options: Options, folder: str = "") -> Draft | 
         content = path.read_bytes()
     except OSError as error:
         return Failed(str(path), f"cannot be read: {reason_of(error)}", path.as_uri())
-    return draft(content, name, str(path), path.as_uri(), PLATFORM, options, folder=folder)
+    # With its folder, since every package has an `__init__.py`; no more, so that a document is the same whichever of
+    # the folders above it was named.
+    name = "/".join(path.parts[-2:]).removeprefix("//")
+    return draft(content, name, str(path), path.as_uri(), PLATFORM, options)
 
 
 def draft(
@@ -124,22 +126,22 @@ def draft(
     platform: str,
     options: Options,
     metadata: dict[str, Any] | None = None,
-    folder: str = "",
 ) -> Draft | Failed:
-    """A file's bytes as a document; `name` is its path within the folder or repository, with forward slashes.
-
-    `folder`: the folder's own name, which the title of code begins with: every package has an `__init__.py`.
-    """
+    """A file's bytes as a document; `name`, the title of code, is its path in a repository, else folder and name."""
     known = {"path": _printable(name), **(metadata or {})}
     if not content.strip():
         return Failed(source, "is empty", url)
     language = code_language(name)
     try:
         if language is not None:
-            title = _printable(f"{folder}/{name}" if folder else name)
-            category = options.category or "code"
             return Draft(
-                source, url, title, decode(content), category, platform, metadata={**known, "language": language}
+                source=source,
+                url=url,
+                title=_printable(name),
+                text=decode(content),
+                category=options.category or "code",
+                platform=platform,
+                metadata={**known, "language": language},
             )
         reading = (reader(name) or reader("any.txt"))(content)  # type: ignore[misc]
     except Unreadable as error:

@@ -28,6 +28,23 @@ def paths(twin: Any) -> list[str]:
     return [document.metadata["path"] for document in twin.documents()]
 
 
+def test_what_did_not_change_is_not_written_whichever_folder_is_named(twin: Any, notes: Path) -> None:
+    (notes / "deep" / "grow.py").write_text("def grow():\n    return 1\n")
+    twin.ingest(str(notes))
+    before = twin.documents()
+
+    results = [twin.ingest(source) for source in (".", str(notes / "deep"), str(notes / "deep" / "grow.py"))]
+
+    assert [(result["updated"], result["unchanged"]) for result in results] == [(0, 4), (0, 2), (0, 1)]
+    assert twin.documents() == before
+    # Nor would it have been another if it had been written anew.
+    assert {document.title for document in before} >= {"deep/grow.py"}
+    (notes / "deep" / "grow.py").write_text("def grow():\n    return 2\n")
+    twin.ingest("notes/deep/grow.py")
+    (edited,) = (document for document in twin.documents() if document.category == "code")
+    assert (edited.title, edited.metadata["path"]) == ("deep/grow.py", "deep/grow.py")
+
+
 # Pruning
 
 
@@ -38,7 +55,7 @@ def test_prune_deletes_what_is_no_longer_there(twin: Any, notes: Path) -> None:
     assert twin.ingest(str(notes))["deleted"] == 0
     result = twin.ingest(str(notes), "--prune")
     assert (result["deleted"], result["unchanged"]) == (2, 2)
-    assert paths(twin) == ["b.md", "deep/d.md"]
+    assert paths(twin) == ["notes/b.md", "deep/d.md"]
 
 
 def test_prune_leaves_other_folders_alone_however_their_names_begin(twin: Any, notes: Path) -> None:
@@ -48,7 +65,7 @@ def test_prune_leaves_other_folders_alone_however_their_names_begin(twin: Any, n
     twin.ingest(str(notes), str(beside))
     (notes / "a.md").unlink()
     assert twin.ingest(str(notes), "--prune")["deleted"] == 1
-    assert paths(twin) == ["x.md", "b.md", "deep/c.md"]
+    assert paths(twin) == ["notes-too/x.md", "notes/b.md", "deep/c.md"]
 
 
 def test_prune_of_a_folder_within_touches_only_that(twin: Any, notes: Path) -> None:
@@ -56,7 +73,7 @@ def test_prune_of_a_folder_within_touches_only_that(twin: Any, notes: Path) -> N
     for name in ("a.md", "deep/c.md"):
         (notes / name).unlink()
     twin.ingest(str(notes / "deep"), "--prune")
-    assert paths(twin) == ["a.md", "b.md"]
+    assert paths(twin) == ["notes/a.md", "notes/b.md"]
 
 
 def test_prune_of_an_emptied_folder_deletes_all_of_it(twin: Any, notes: Path) -> None:
@@ -96,7 +113,6 @@ def test_a_document_that_comes_back_is_inserted_again(twin: Any, notes: Path) ->
 
 def test_a_source_given_twice_is_seen_twice_and_written_once(twin: Any, notes: Path) -> None:
     result = twin.ingest(str(notes), str(notes / "deep"), str(notes / "a.md"))
-    # The same file within another source is told by another path, and stays the first one's.
     assert (result["seen"], result["inserted"], result["unchanged"], result["failed"]) == (5, 3, 2, [])
 
 

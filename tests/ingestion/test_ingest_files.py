@@ -69,7 +69,7 @@ def test_markdown_says_itself_who_wrote_it_and_when(twin: Any, notes: Path) -> N
     document = twin.only()
     assert (document.title, document.author_name, document.text) == ("Of Cedars", "Ada", text)
     assert document.published_at == datetime(2024, 3, 4, tzinfo=UTC)
-    assert document.metadata == {"path": "cedar.md", "language": "en", "tags": ["trees", "7"]}
+    assert document.metadata == {"path": "notes/cedar.md", "language": "en", "tags": ["trees", "7"]}
     assert (document.category, document.platform) == ("article", "files")
     assert document.url == (notes / "cedar.md").as_uri()
 
@@ -109,8 +109,8 @@ def test_source_code_is_one_document_a_file_with_path_and_language(twin: Any, no
     (notes / "Dockerfile").write_text("FROM scratch\n")
     twin.ingest(str(notes))
     docker, python = twin.documents()
-    assert (docker.category, docker.language) == ("code", "dockerfile")
-    assert (python.title, python.category, python.language) == ("notes/src/tree.py", "code", "python")
+    assert (docker.title, docker.category, docker.language) == ("notes/Dockerfile", "code", "dockerfile")
+    assert (python.title, python.category, python.language) == ("src/tree.py", "code", "python")
     assert python.metadata["path"] == "src/tree.py"
     assert python.text == "def grow():\n    return 1\n"
 
@@ -144,7 +144,7 @@ def test_folders_leave_out_what_tools_made_and_what_is_no_document(twin: Any, no
     (notes / "kept.md").write_text("text")
     result = twin.ingest(str(notes))
     assert (result["seen"], result["failed"]) == (1, [])
-    assert twin.only().metadata["path"] == "kept.md"
+    assert twin.only().metadata["path"] == "notes/kept.md"
 
 
 def test_a_file_that_is_named_goes_in_whatever_it_is_called(twin: Any, notes: Path) -> None:
@@ -283,6 +283,13 @@ def test_a_missing_source_fails_and_the_others_still_go_in(twin: Any, notes: Pat
     assert result["inserted"] == 1
 
 
+@pytest.mark.parametrize("source", ["ftp://example.org/a.md", "file:///nowhere/a.md"])
+def test_an_address_of_another_kind_says_which_are_read(twin: Any, source: str) -> None:
+    result = twin.ingest(source, code=1)
+    kind = source.partition(":")[0]
+    assert reason(result).startswith(f"is not read, as no address of {kind} is: give an address of http or https")
+
+
 def test_what_is_neither_file_nor_folder_fails(twin: Any) -> None:
     os.mkfifo("pipe")
     assert reason(twin.ingest("pipe", code=1)) == "is neither a file nor a folder"
@@ -365,7 +372,8 @@ def test_a_file_and_a_folder_within_that_cannot_be_read_are_told_and_kept(twin: 
         result = twin.ingest(str(notes), "--prune")
     assert [failure["source"] for failure in result["failed"]] == [str(notes / "closed"), str(notes / "closed.md")]
     assert {failure["reason"] for failure in result["failed"]} == {"cannot be read: Permission denied"}
-    assert [document.metadata["path"] for document in twin.documents()] == ["closed.md", "closed/a.md", "open.md"]
+    kept = [document.metadata["path"] for document in twin.documents()]
+    assert kept == ["notes/closed.md", "closed/a.md", "notes/open.md"]
 
 
 def test_a_file_that_goes_while_it_is_read_is_told(twin: Any, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
