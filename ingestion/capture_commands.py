@@ -61,7 +61,8 @@ def show_status(namespace: argparse.Namespace, settings: Settings) -> int:
         shown = {"connector": status.connector, "state": status.state, "reason": status.reason, "last_heartbeat": beat}
         print(json.dumps(shown))  # noqa: T201
     else:
-        print(f"{status.connector} is {status.state}" + (f": {status.reason}" if status.reason else "."))  # noqa: T201
+        reason = f": {status.reason}" if status.reason else ""
+        print(f"capture is {status.state} (connector {status.connector}){reason}")  # noqa: T201
     return 0 if status.state in ("running", "snapshotting") else 1
 
 

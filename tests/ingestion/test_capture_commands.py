@@ -34,7 +34,7 @@ def running(home: Path) -> Settings:
 
 def test_a_running_capture_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(running(tmp_path), "status") == 0
-    assert capsys.readouterr().out == "c is running.\n"
+    assert capsys.readouterr().out == "capture is running (connector c)\n"
 
 
 def test_programs_get_the_state_and_the_last_heartbeat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
