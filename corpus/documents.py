@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -60,6 +60,21 @@ class Document:
         """Natural language of prose (`en`) or programming language of code (`python`), when known."""
         value = self.metadata.get("language")
         return str(value) if value else None
+
+
+def headings_below(heading_path: Sequence[str], title: str) -> tuple[str, ...]:
+    """The headings above a passage as they stand below the document's title: a first one does not say it again.
+
+    For "Making tea", `("Making tea", "Water")` is `("Water",)` and `("Making tea: water",)` is `("water",)`.
+    """
+    headings = tuple(heading_path)
+    if not headings or not title or not headings[0].startswith(title):
+        return headings
+    rest = headings[0].removeprefix(title)
+    if rest[:1].isalnum():
+        return headings
+    more = rest.strip(" :,;.–—-")
+    return (more, *headings[1:]) if more else headings[1:]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from serving.answering import Answer, Event, Finished, Retrieved, Stopped, Token
 from serving.documents import Listed, Shown, listing, matching, shown
 from serving.metrics import Metrics
 from serving.parts import Parts, Reconciled, Status
-from serving.retrieval import Passage, checked_question, filters_from, known_category, moment, search
+from serving.retrieval import Passage, checked_question, filters_from, known_category, period, search
 
 Given = NamedDependency[SkipValidation[Parts]]
 Counted = NamedDependency[SkipValidation[Metrics]]
@@ -40,7 +40,10 @@ T = TypeVar("T")
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which documents may answer; dates are ISO years, months, days or instants."""
+    """Which documents may answer: published, or without a date read, in or after `since` and in or before `until`.
+
+    Dates are ISO years, months, days or instants.
+    """
 
     author: str | None = None
     category: str | None = None
@@ -157,7 +160,10 @@ class Health:
     responses={200: ResponseSpec(Answer, generate_examples=False, description="The answer"), 400: REFUSED},
 )
 async def ask(data: JSONBody[Ask], request: AnyRequest, parts: Given, metrics: Counted) -> Response[Any]:
-    """JSON, or with `Accept: text/event-stream` the events retrieval, token, citations, error and done."""
+    """JSON, or with `Accept: text/event-stream` the events retrieval, token, citations, error and done.
+
+    From documents published, or without a date read, in or after `since` and in or before `until`.
+    """
     question = checked_question(data.question, parts.settings.max_question_characters)
     given = (parts, question, data.filters.filters(), data.limit, data.messages())
     if "text/event-stream" in request.headers.get("accept", ""):
@@ -175,7 +181,10 @@ async def ask(data: JSONBody[Ask], request: AnyRequest, parts: Given, metrics: C
     responses={400: REFUSED},
 )
 async def find(data: JSONBody[Search], parts: Given) -> list[Hit]:
-    """The best chunks, best first; scores compare within one answer only."""
+    """The best chunks, best first; scores compare within one answer only.
+
+    From documents published, or without a date read, in or after `since` and in or before `until`.
+    """
     question = checked_question(data.question, parts.settings.max_question_characters)
     fields = {name: getattr(data, name) for name in Wanted.__struct_fields__}
     return await asyncio.to_thread(search, parts.index, parts.embedder, question, filters_from(**fields), data.limit)
@@ -194,7 +203,8 @@ async def documents(
     since: FromQuery[str | None] = None,
     until: FromQuery[str | None] = None,
 ) -> Page:
-    """A page of the documents; dates are of the crawl."""
+    """A page of those published, or without a date read, in or after `since` and in or before `until`."""
+    begin, end = period(since, until)
     found = matching(
         await asyncio.to_thread(listed, parts),
         words=words,
@@ -202,8 +212,8 @@ async def documents(
         category=known_category(category),
         platform=platform,
         state=state_,
-        since=moment(since, "since") if since else None,
-        until=moment(until, "until", last=True) if until else None,
+        since=begin,
+        until=end,
     )
     return Page(list(found[offset : offset + limit]), len(found), limit, offset)
 

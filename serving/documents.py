@@ -31,6 +31,7 @@ class Listed:
     state: State
     chunks: int
     crawled_at: datetime | None
+    published_at: datetime | None = None
     reason: str | None = None
 
 
@@ -83,6 +84,7 @@ def listing(stamps: Iterable[Stamp], records: Mapping[str, Record]) -> Iterator[
             state=found,
             chunks=len(live.chunk_ids) if live else 0,
             crawled_at=stamp.crawled_at,
+            published_at=live.published_at if live else None,
             reason=_reason(live) if found == "failed" else None,
         )
 
@@ -145,18 +147,22 @@ def matching(
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> Sequence[Listed]:
-    """The documents that satisfy every given condition; `words` must all occur in title, author or address."""
+    """The documents that satisfy every given condition; `words` must all occur in title, author or address.
+
+    Times are on `published_at` (else `crawled_at`), as those of a search.
+    """
     wanted = (words or "").casefold().split()
 
     def fits(each: Listed) -> bool:
+        moment = each.published_at or each.crawled_at
         within = f"{each.title} {each.author} {each.url}".casefold() if wanted else ""
         return (
             (author is None or each.author.casefold() == author.casefold())
             and (category is None or each.category == category)
             and (platform is None or each.platform == platform)
             and (state is None or each.state == state)
-            and (since is None or (each.crawled_at is not None and each.crawled_at >= since))
-            and (until is None or (each.crawled_at is not None and each.crawled_at <= until))
+            and (since is None or (moment is not None and moment >= since))
+            and (until is None or (moment is not None and moment <= until))
             and all(word in within for word in wanted)
         )
 

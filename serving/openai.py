@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import msgspec
 from litestar import Response, get, post
@@ -50,7 +50,7 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What is read of a request; sampling options are the served model's own affair."""
 
-    messages: Annotated[tuple[ChatMessage, ...], msgspec.Meta(min_length=1)]
+    messages: tuple[ChatMessage, ...]
     model: str = MODEL
     stream: bool = False
 
@@ -124,7 +124,13 @@ class ModelList(TypedDict):
 async def chat_completions(
     data: JSONBody[ChatRequest], request: AnyRequest, parts: Given, metrics: Counted
 ) -> Response[Any]:
-    """The last message is the question, which must be the user's; the turns before it are the history."""
+    """The last message is the question, which must be the user's; the turns before it are the history.
+
+    There is no `usage`, streamed or not: an answer of quotations has no tokens of a model, and those of one that is
+    served are not told to the app.
+    """
+    if not data.messages:
+        raise InvalidQuestion("messages is empty: its last one must be the user's question")
     if data.messages[-1].role != "user":
         raise InvalidQuestion("the last message must be the user's question")
     question = checked_question(data.messages[-1].text, parts.settings.max_question_characters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from litestar.static_files import create_static_files_router
 from litestar.types import ControllerRouterHandler
 
 from corpus.categories import RECIPES
+from corpus.documents import headings_below
 from corpus.index import Record
 from serving.access import COOKIE, same, session_token
-from serving.answering import Answer, Citation, Event, Finished, Retrieved, Stopped, Token, answering, complete
+from serving.answering import NOTHING, Answer, Citation, Event, Finished, Retrieved, Stopped, Token, answering, complete
 from serving.api import (
     ASK_PASSAGES,
     AnyRequest,
@@ -41,13 +43,14 @@ from serving.api import (
 from serving.documents import matching
 from serving.markup import document_html, html, part, window, with_markers
 from serving.parts import Parts
-from serving.retrieval import InvalidQuestion, checked_question, filters_from, moment
+from serving.retrieval import InvalidQuestion, checked_question, filters_from, period
 
 TEMPLATES, STATIC = Path(__file__).with_name("templates"), Path(__file__).with_name("static")
 ROWS = 50
 # Of a document's text: around a citation, and on one page of the whole.
 AROUND, WHOLE = 3_000, 40_000
-FORM_FILTERS = ("author", "category", "since", "until")
+_MARKS = re.compile(r"(\*\*|`)(\S|\S.*?\S)\1")
+_FIRST_HEADING = re.compile(r"\s*#[ \t]+([^\n]+?)[ \t]*#*[ \t]*(?:\n\s*|$)")
 
 
 @cache
@@ -61,6 +64,7 @@ def _templates() -> Environment:
     )
     environment.filters["ago"] = ago
     environment.filters["exact"] = exact
+    environment.filters["below"] = headings_below
     environment.filters["address"] = document_address
     environment.filters["count"] = lambda number: f"{number:,}"
     environment.globals["fingerprint"] = {
@@ -103,10 +107,11 @@ def exact(moment: datetime | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ShownCitation:
-    """A citation and where its passage is shown."""
+    """A citation, where its passage is shown, and its quote without the marks of Markdown."""
 
     citation: Citation
     address: str
+    words: str
 
 
 def document_address(document_id: str, **query: int) -> str:
@@ -127,8 +132,9 @@ def turn_html(question: str, answer: Answer) -> str:
     addresses = {each.n: citation_address(each) for each in answer.citations}
     safe = with_markers(html(answer.answer), addresses.get, quoted=answer.mode == "extractive")
     body = Markup(safe)  # noqa: S704 - sanitised by markup.html
-    citations = [ShownCitation(each, addresses[each.n]) for each in answer.citations]
-    return render("turn.html", question=question, answer=answer, body=body, citations=citations)
+    citations = [ShownCitation(each, addresses[each.n], _MARKS.sub(r"\2", each.quote)) for each in answer.citations]
+    quoted = answer.mode == "extractive" and bool(citations) and not answer.answer.startswith(NOTHING)
+    return render("turn.html", question=question, answer=answer, body=body, citations=citations, quoted=quoted)
 
 
 @get("/", include_in_schema=False)
@@ -223,22 +229,23 @@ async def sources(
         "until": until or "",
     }
     state = {name: name for name in ("indexed", "captured", "failed")}.get(chosen["state"])
-    problem = ""
+    problem, status = "", 200
     rows: Sequence[Any] = ()
     everything: list[Any] = []
     try:
         everything = await asyncio.to_thread(listed, parts)
+        begin, end = period(since, until)
         rows = matching(
             everything,
             words=words,
             author=author or None,
             category=category or None,
             state=state,  # type: ignore[arg-type]
-            since=moment(since, "since") if since else None,
-            until=moment(until, "until", last=True) if until else None,
+            since=begin,
+            until=end,
         )
     except (InvalidQuestion, ConnectionError) as error:
-        problem = str(error)
+        problem, status = str(error), 400 if isinstance(error, InvalidQuestion) else 200
 
     def address(**changed: Any) -> str:
         given = {name: value for name, value in {**chosen, **changed}.items() if value}
@@ -246,6 +253,7 @@ async def sources(
 
     return page(
         "documents.html",
+        status=status,
         rows=rows[offset : offset + ROWS],
         total=len(rows),
         everything=len(everything),
@@ -338,12 +346,17 @@ def _still_there(
 
 
 def _body(record: Record, first: int, last: int, mark: tuple[int, int] | None, *, with_chunks: bool) -> Any:
+    """The stretch as HTML, without a first heading that only says the title again: that stands above it."""
     from markupsafe import Markup
 
+    began = first
+    if first == 0 and record.category != "code" and (heading := _FIRST_HEADING.match(record.text)):
+        again = heading[1].strip("*_` ") == record.title and (mark is None or mark[0] >= heading.end())
+        first = heading.end() if again else 0
     chunks = [
-        (place.start - first, number)
+        (max(place.start, first) - first, number)
         for number, place in enumerate(record.places, 1)
-        if with_chunks and first <= place.start < last
+        if with_chunks and began <= place.start < last
     ]
     inside = (mark[0] - first, mark[1] - first) if mark and mark[0] < last and mark[1] > first else None
     code = record.category == "code"

@@ -68,15 +68,16 @@ def filters_from(
 ) -> Filters:
     """Filters from what a person or program wrote: empty means any; `until` includes the day or month it names.
 
-    Raises InvalidQuestion for a category that there is not, and for what is no date.
+    Raises InvalidQuestion for a category that there is not, and for dates as `period` does.
     """
+    begin, end = period(since, until)
     return Filters(
         author=author or None,
         category=known_category(category),
         platform=platform or None,
         language=language or None,
-        since=moment(since, "since") if since else None,
-        until=moment(until, "until", last=True) if until else None,
+        since=begin,
+        until=end,
     )
 
 
@@ -86,6 +87,18 @@ def known_category(name: str | None) -> str | None:
         return category_of(name).value if name else None
     except UnknownCategory as error:
         raise InvalidQuestion(str(error)) from error
+
+
+def period(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
+    """Both ends of the time in which a document was published, or read if it names no date; empty means open.
+
+    Raises InvalidQuestion for what is no date, and for an end before the beginning.
+    """
+    begin = moment(since, "since") if since else None
+    end = moment(until, "until", last=True) if until else None
+    if begin and end and begin > end:
+        raise InvalidQuestion(f"since ({since}) lies after until ({until}): swap them")
+    return begin, end
 
 
 def moment(text: str, name: str, last: bool = False) -> datetime:

@@ -10,6 +10,7 @@ const content = pane.querySelector(".content");
 const close = pane.querySelector(".close");
 const send = form.querySelector(".send");
 const stop = form.querySelector(".stop");
+const hint = content.querySelector(".hint");
 const narrow = matchMedia("(max-width: 900px)");
 const history = [];
 let running = null;
@@ -118,6 +119,8 @@ async function ask(question) {
 
 async function open(link) {
   opened = link;
+  // One step in the browser's history, so that Back closes the source and stays on the page.
+  if (!window.history.state?.source) window.history.pushState({ source: true }, "");
   turns.querySelectorAll("[aria-current]").forEach((each) => each.removeAttribute("aria-current"));
   const turn = link.closest(".turn");
   const number = link.dataset.n || link.textContent;
@@ -149,7 +152,14 @@ function show(visible) {
 
 function hide() {
   show(false);
+  turns.querySelectorAll("[aria-current]").forEach((each) => each.removeAttribute("aria-current"));
+  content.replaceChildren(hint);
   opened?.focus();
+}
+
+function back() {
+  if (window.history.state?.source) window.history.back();
+  else hide();
 }
 
 function move(step) {
@@ -176,7 +186,8 @@ form.addEventListener("submit", (event) => {
   submit();
 });
 stop.addEventListener("click", () => running?.abort());
-close.addEventListener("click", hide);
+close.addEventListener("click", back);
+addEventListener("popstate", (event) => (event.state?.source && opened ? open(opened) : hide()));
 turns.addEventListener("click", (event) => {
   const link = event.target.closest(".citation, .marker");
   if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
@@ -194,7 +205,7 @@ document.addEventListener("keydown", (event) => {
   const writing = event.target.matches("input, textarea, select");
   if (event.key === "Escape") {
     if (running) running.abort();
-    else if (pane.classList.contains("open") && narrow.matches) hide();
+    else if (pane.classList.contains("open") && narrow.matches) back();
     else if (writing) event.target.blur();
   } else if (event.target === field && event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();

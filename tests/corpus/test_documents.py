@@ -14,6 +14,7 @@ from corpus.documents import (
     canonical_url,
     content_hash,
     from_record,
+    headings_below,
     in_milliseconds,
     new_document,
     to_record,
@@ -59,6 +60,21 @@ def test_an_author_is_known_by_any_spelling_of_the_name() -> None:
 def test_moving_text_between_two_fields_changes_the_hash() -> None:
     assert content_hash("ab", "c") != content_hash("a", "bc")
     assert content_hash("a", None) != content_hash("a", "None")
+
+
+@pytest.mark.parametrize(
+    ("headings", "below"),
+    [
+        ((), ()),
+        (("Tea", "Water"), ("Water",)),
+        (("Tea: the leaves", "Water"), ("the leaves", "Water")),
+        (("Teapots",), ("Teapots",)),
+        (("Water", "Tea"), ("Water", "Tea")),
+    ],
+)
+def test_headings_below_a_title_do_not_say_it_again(headings: tuple[str, ...], below: tuple[str, ...]) -> None:
+    assert headings_below(headings, "Tea") == below
+    assert headings_below(headings, "") == headings
 
 
 def test_moments_are_kept_in_utc_milliseconds() -> None:

@@ -131,6 +131,29 @@ def test_filters_decide_which_documents_answer(harbour: Any) -> None:
     assert "since is 'soon'" in refused.json()["error"]["message"]
 
 
+def test_the_list_of_documents_has_the_dates_of_a_search(harbour: Any) -> None:
+    def listed(client: Any, **dates: str) -> set[str]:
+        return {each["title"] for each in client.get("/api/documents", params=dates).json()["items"]}
+
+    with harbour.client() as client:
+        assert listed(client, since="2024-05", until="2024-05") == {"Bread"}
+        assert listed(client, since="2026") == {"Notes on harbours"}
+
+
+def test_a_time_that_ends_before_it_begins_is_refused_everywhere(harbour: Any) -> None:
+    dates = {"since": "2025", "until": "2024"}
+    with harbour.client() as client:
+        refused = [
+            client.get("/api/documents", params=dates),
+            client.get("/documents", params=dates),
+            client.get("/", params={"question": "x", **dates}),
+            client.post("/api/search", json={"question": "x", **dates}),
+            client.post("/api/ask", json={"question": "x", "filters": dates}),
+        ]
+    assert [each.status_code for each in refused] == [400] * 5
+    assert all("since (2025) lies after until (2024)" in each.text for each in refused)
+
+
 def test_a_models_answer_keeps_only_the_numbers_that_name_a_passage(harbour: Any, scripted: Any) -> None:
     model = scripted(["The tide rises by", " four metres [1", ", 9] and so on [7]. ", "`a[9]` stays."])
     with harbour.client(language_model=model) as client:
@@ -481,6 +504,7 @@ def test_openai_errors_have_openais_shape(harbour: Any) -> None:
     assert [each.status_code for each in (empty, order, none, unknown)] == [400, 400, 400, 404]
     for each in (empty, order, none, unknown):
         assert set(each.json()["error"]) == {"message", "type", "param", "code"}
+    assert none.json()["error"]["message"] == "messages is empty: its last one must be the user's question"
     assert models["data"][0]["id"] == "twin"
 
 

@@ -232,6 +232,39 @@ def test_on_a_narrow_screen_the_source_slides_over_and_goes_again(harbour: Any, 
     assert page.execute_script("return document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_back_closes_the_source_and_forward_opens_it_again(harbour: Any, show: Any, width: int) -> None:
+    page = show(harbour.parts(), width=width)
+    address = page.current_url
+    ask(page, "zqbacedi tide")
+    one(page, ".citation").click()
+    until(lambda: "zqbacedi" in text(page, "#passage mark"), "the source does not open")
+    page.back()
+    until(lambda: not page.find_elements("css selector", "#passage mark"), "the source stays open")
+    assert (page.current_url, one(page, ".citation").is_displayed()) == (address, True)
+    assert one(page, "#passage").is_displayed() == (width == 1280)
+    page.forward()
+    until(lambda: "zqbacedi" in text(page, "#passage mark"), "the source does not come back")
+
+
+def test_labels_of_chunks_stand_beside_no_code_and_dead_links_look_like_text(library: Any, show: Any) -> None:
+    code = "def grow(tree):\n    return tree  # " + "a long remark " * 20
+    id = library.add("src/grow.py", f"{code}\n\n{code}", category="code")
+    dead = library.add("Dead", "A [dead link](other.md) and a [live one](https://example.org/).")
+    page = show(library.parts(), path=f"/documents/{id}", width=400)
+    covered = """
+    const lines = document.createRange(), label = document.querySelector('#chunk-2').getBoundingClientRect();
+    lines.selectNodeContents(document.querySelector('pre code'));
+    return [...lines.getClientRects()].filter(line => line.width > label.width
+      && line.top < label.bottom - 2 && line.bottom > label.top + 2).length"""
+    assert page.execute_script(covered) == 0
+    assert page.execute_script("return document.documentElement.scrollWidth") <= 400
+    page.get(page.current_url.replace(id, dead))
+    colours = "return [...document.querySelectorAll('.prose p, .prose a')].map(e => getComputedStyle(e).color)"
+    words, gone, live = page.execute_script(colours)
+    assert gone == words != live
+
+
 def test_what_an_author_wrote_is_never_run(library: Any, show: Any) -> None:
     id = library.add(
         HOSTILE, f"# {HOSTILE}\n\nThe zqevil {HOSTILE} <script>document.title='owned'</script> word.", author=HOSTILE

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from corpus.settings import Settings
-from serving.pages import STATIC, ago, document_address
+from serving.answering import NEAREST, NOTHING, Answer, Citation
+from serving.pages import STATIC, ago, document_address, turn_html
 
 BROWSER = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -91,6 +92,51 @@ def test_the_sources_page_says_what_failed_and_why(harbour: Any) -> None:
     assert "Scan" in failed
     assert "Coming" not in failed
     assert "No document fits" in none
+
+
+def test_a_title_stands_once_above_its_text(library: Any) -> None:
+    text = "# Incident of 2 June\n\nThe zqqueue was full of mail.\n\n## Later\n\nThe zqqueue was empty again."
+    id = library.add("Incident of 2 June", text)
+    start = text.index("The zqqueue was full")
+    with library.client() as client:
+        whole = get(client, f"/documents/{id}").text
+        cited = get(client, f"/documents/{id}?version=1&start={start}&end={start + 11}").text
+        beside = get(client, f"/passages/{id}?version=1&start={start}&end={start + 11}").text
+        heading = get(client, f"/documents/{id}?version=1&start=2&end=20").text
+    for page in (whole, cited, beside):
+        assert re.sub("<title>.*</title>", "", page).count("Incident of 2 June") == 1
+    assert 'id="chunk-1"' in whole
+    assert '<mark id="cited">The zqqueue</mark>' in cited
+    assert '<mark id="cited">The zqqueue</mark>' in beside
+    # Words that are cited are always shown.
+    assert '<mark id="cited">Incident of 2 June</mark>' in heading
+
+
+def test_quotations_of_one_document_are_told_apart(library: Any) -> None:
+    text = "# Mail: the queue\n\nThe zqone queue was full of old mail.\n\nThe zqtwo queue was quite empty."
+    library.add("Mail", text)
+    with library.client() as client:
+        page = get(client, "/?question=Which zqone queue was full, which zqtwo queue was empty?").text
+    rows = re.findall(r'<li><a class="citation".*?</li>', page)
+    assert len(rows) == 2
+    assert all('<span class="path">the queue</span>' in row for row in rows)
+    assert "<q>The zqone queue was full" in "".join(rows)
+    assert "<q>The zqtwo queue was quite" in "".join(rows)
+
+
+def test_a_row_of_a_source_shows_words_without_marks() -> None:
+    quote = "**Set** `limit`, and call f(**given, **more)."
+    citation = Citation(1, "id", "chunk", 1, "Tea", "https://example.org/tea", "Ada", (), quote, 0, len(quote))
+    assert "<q>Set limit, and call f(**given, **more).</q>" in turn_html("How?", Answer("x", "generated", (citation,)))
+
+
+def test_what_answers_nothing_is_not_called_a_quotation() -> None:
+    citation = Citation(1, "id", "chunk", 1, "Tea", "https://example.org/tea", "Ada", (), "Some words.", 0, 11)
+    quoted = turn_html("What?", Answer("“Some words.” [1]", "extractive", (citation,)))
+    nearest = turn_html("What?", Answer(f"{NEAREST}\n\n“Some words.” [1]", "extractive", (citation,)))
+    nothing = turn_html("What?", Answer(NOTHING, "extractive", ()))
+    told = ["Quoted from the sources" in turn for turn in (quoted, nearest, nothing)]
+    assert told == [True, False, False]
 
 
 def test_ten_thousand_sources_come_a_page_at_a_time(library: Any) -> None:
