@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from corpus.settings import Settings
 
 PAGE = 10_000
+# Characters of two columns of the list, which has 120 then for a narrow terminal.
+AUTHOR, TITLE = 14, 24
 FILTERS = ("author", "category", "platform", "language", "since", "until")
 
 
@@ -34,27 +36,43 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     documents = subparsers.add_parser("documents", help="list, show or delete documents")
     actions = documents.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="list the documents and their state")
-    listing.add_argument("--author", metavar="NAME")
-    listing.add_argument("--category", type=_category, metavar="C", help="article, post or code")
-    listing.add_argument("--platform", metavar="P")
-    listing.add_argument("--state", choices=("captured", "indexed", "failed"))
+    told = "list the documents and their state"
+    listing = actions.add_parser("list", help=told, description=told)
+    _add_origin(listing)
+    listing.add_argument(
+        "--state", choices=("captured", "indexed", "failed"), help="captured: not searchable yet; failed: refused"
+    )
     _finish(listing, list_documents)
-    show = actions.add_parser("show", help="show one document as it is indexed")
-    show.add_argument("id", metavar="ID")
+    told = "show one document as it is indexed"
+    show = actions.add_parser("show", help=told, description=told)
+    show.add_argument("id", metavar="ID", help="its id, its address, or the path of its file")
     _finish(show, show_document)
-    delete = actions.add_parser("delete", help="delete documents from the warehouse, and so from everywhere")
-    delete.add_argument("ids", nargs="+", metavar="ID")
+    told = "delete documents from the warehouse, and so from everywhere"
+    delete = actions.add_parser("delete", help=told, description=told)
+    delete.add_argument("ids", nargs="+", metavar="ID", help="a document's id, address, or the path of its file")
     _finish(delete, delete_documents)
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--author", metavar="NAME")
-    parser.add_argument("--category", type=_category, metavar="C", help="article, post or code")
-    parser.add_argument("--platform", metavar="P")
+    _add_origin(parser)
     parser.add_argument("--language", metavar="L", help="of the text (en) or of the code (python)")
-    parser.add_argument("--since", metavar="DATE", help="published in or after 2024, 2024-05 or 2024-05-31")
-    parser.add_argument("--until", metavar="DATE", help="published in or before")
+    parser.add_argument(
+        "--since",
+        metavar="DATE",
+        help="published, or without a date read, in or after DATE (2024, 2024-05 or 2024-05-31)",
+    )
+    parser.add_argument("--until", metavar="DATE", help="published, or without a date read, in or before DATE")
+
+
+def _add_origin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--author", metavar="NAME", help="only what NAME wrote")
+    parser.add_argument(
+        "--category",
+        type=_category,
+        metavar="C",
+        help="only this kind of text (a wrong one lists them)",
+    )
+    parser.add_argument("--platform", metavar="P", help="only what came from there: files, git, or a host")
 
 
 def _up_to(most: int) -> Callable[[str], int]:
@@ -132,10 +150,14 @@ def show_document(arguments: argparse.Namespace, settings: Settings) -> int:
     from serving.client import AppRefused, call
 
     def asked() -> Any:
-        if not arguments.id:
-            raise AppRefused("no document has the id ''", 404)
-        # What a terminal hands over need not be UTF-8; it is then the id of no document.
-        return call(settings, "GET", f"/api/documents/{quote(arguments.id, safe='', errors='surrogateescape')}")
+        for id in filter(None, _ids(arguments.id)):
+            try:
+                # What a terminal hands over need not be UTF-8; it is then the id of no document.
+                return call(settings, "GET", f"/api/documents/{quote(id, safe='', errors='surrogateescape')}")
+            except AppRefused as error:
+                if error.status != 404:
+                    raise
+        raise AppRefused(_unknown([arguments.id]), 404)
 
     return _answered(asked, arguments, _document)
 
@@ -143,22 +165,43 @@ def show_document(arguments: argparse.Namespace, settings: Settings) -> int:
 def delete_documents(arguments: argparse.Namespace, settings: Settings) -> int:
     from corpus import warehouse
 
+    named = {given: _ids(given) for given in arguments.ids}
     try:
         with warehouse.connect(settings) as documents:
-            known = {stamp.id for stamp in documents.stamps(arguments.ids)}
-            deleted = documents.delete(sorted(known))
+            known = {stamp.id for stamp in documents.stamps([id for ids in named.values() for id in ids])}
+            found = {given: next((id for id in ids if id in known), None) for given, ids in named.items()}
+            deleted = documents.delete(sorted({id for id in found.values() if id is not None}))
     except ConnectionError as error:
         return _failed(error)
-    unknown = [id for id in dict.fromkeys(arguments.ids) if id not in known]
+    unknown = [given for given, id in found.items() if id is None]
     if arguments.json:
         _print_json({"deleted": deleted, "unknown": unknown})
     elif deleted:
         sys.stdout.write(f"deleted {_count(deleted, 'document')}\n")
     if unknown:
-        named = ", ".join(map(_printable, unknown))
-        sys.stderr.write(f"twin: no document has the id {named}: `twin documents list` shows them\n")
+        sys.stderr.write(f"twin: {_printable(_unknown(unknown))}\n")
         return 1
     return 0
+
+
+def _ids(given: str) -> list[str]:
+    """The ids that a person may mean, the likeliest first: the text itself, that of an address or of a file."""
+    import os
+    from pathlib import Path
+
+    from corpus.documents import InvalidDocument, canonical_url, document_identity
+
+    path = os.path.expanduser(given)
+    url = given if "://" in given else Path(os.path.realpath(path)).as_uri() if os.path.exists(path) else None
+    try:
+        return [given, document_identity(canonical_url(url))] if url else [given]
+    except InvalidDocument:
+        return [given]
+
+
+def _unknown(given: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, given))
+    return f"no document has the id, address or path {shown}: `twin documents list` shows them"
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, str]:
@@ -224,34 +267,53 @@ def _below_answer(answer: Mapping[str, Any]) -> str:
     lines = ["\n"]
     if answer.get("notice"):
         lines.append(f"\n{_faint(_printable(answer['notice']))}\n")
+    above = None
     for citation in answer["citations"]:
-        lines.append(f"\n[{citation['n']}] {_bold(_title(citation))}\n    {_faint(_printable(citation['url']))}\n")
+        address = "" if citation["url"] == above else f"    {_faint(_printable(citation['url']))}\n"
+        lines.append(f"{chr(10) if address else ''}[{citation['n']}] {_bold(_title(citation))}\n{address}")
+        above = citation["url"]
         if answer["mode"] == "generated":
             lines.append(f"    “{_printable(' '.join(citation['quote'].split()))}”\n")
     return "".join(lines)
 
 
 def _title(row: Mapping[str, Any]) -> str:
-    headings = list(row.get("heading_path", ()))
-    # An article's first heading is its title as a rule.
-    below = headings[1:] if headings[:1] == [row["title"]] else headings
-    return _printable(" › ".join((row["title"], *below)))
+    from corpus.documents import headings_below
+
+    return _printable(" › ".join((row["title"], *headings_below(row.get("heading_path", ()), row["title"]))))
 
 
 def _table(rows: Sequence[Mapping[str, Any]], chosen: bool) -> str:
     if not rows:
         return "nothing found\n" if chosen else "no documents: `twin ingest SOURCE` brings some in\n"
-    widths = {"id": 36, "state": 8, "chunks": 6}
-    lines = [
-        _bold(f"{'ID':<{widths['id']}}  {'STATE':<{widths['state']}}  {'CHUNKS':>{widths['chunks']}}  TITLE") + "\n"
-    ]
+    # Of an address its end tells most; who reads it through a pipe gets all of it.
+    beside = 36 + 8 + 6 + AUTHOR + TITLE + 5 * 2
+    left = max(20, _columns() - beside) if sys.stdout.isatty() else None
+    lines = [_bold(_row("ID", "STATE", "CHUNKS", "AUTHOR", "TITLE", "SOURCE"))]
     for row in rows:
-        title = _printable(row["title"])
-        reason = f"  ({_printable(row['reason'])})" if row.get("reason") else ""
-        lines.append(
-            f"{_printable(row['document_id']):<36}  {row['state']:<8}  {row['chunks']:>6}  {title[:80]}{reason}\n"
-        )
+        url = _printable(row["url"])
+        source = url if left is None or len(url) <= left else "…" + url[1 - left :]
+        id, author, title = (_printable(row[name]) for name in ("document_id", "author", "title"))
+        lines.append(_row(id, row["state"], str(row["chunks"]), author, title, source))
+        if row.get("reason"):
+            lines.append(f"    {_printable(row['reason'])}\n")
     return "".join(lines) + _count(len(rows), "document") + "\n"
+
+
+def _row(id: str, state: str, chunks: str, author: str, title: str, source: str) -> str:
+    return f"{id:<36}  {state:<8}  {chunks:>6}  {_cut(author, AUTHOR)}  {_cut(title, TITLE)}  {source}\n"
+
+
+def _cut(text: str, width: int) -> str:
+    """The text on one line of exactly this many characters."""
+    line = " ".join(text.split())
+    return f"{line if len(line) <= width else line[: width - 1] + '…':<{width}}"
+
+
+def _columns() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns
 
 
 def _document(document: Mapping[str, Any]) -> str:

@@ -87,6 +87,20 @@ def test_ask_prints_the_answer_and_then_its_sources(settings: Settings, capsys: 
     assert answer["citations"]
 
 
+def test_the_address_of_a_document_that_is_quoted_twice_is_printed_once(
+    settings: Settings, harbour: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = "https://example.org/incident"
+    text = (
+        "# Incident of 2 June: the queue\n\nThe zqone queue was full of old mail.\n\nThe zqtwo queue was quite empty."
+    )
+    harbour.add("Incident of 2 June", text, url=url)
+    assert twin(settings, "ask", "Which zqone queue was full and which zqtwo queue was empty?") == 0
+    out = capsys.readouterr().out
+    assert f"[1] Incident of 2 June › the queue\n    {url}\n[2] Incident of 2 June › the queue\n" in out
+    assert out.count(url) == 1
+
+
 def test_documents_are_listed_over_all_pages(
     settings: Settings, harbour: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +123,54 @@ def test_a_document_is_shown(settings: Settings, harbour: Any, capsys: pytest.Ca
     assert json.loads(capsys.readouterr().out)["text"] == record.text
     assert twin(settings, "documents", "show", id) == 0
     assert record.text in capsys.readouterr().out
+
+
+def test_a_document_is_named_by_its_address_or_its_file_too(
+    settings: Settings,
+    harbour: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "tea of ada.md"
+    file.write_text("Text.")
+    harbour.add("Tea", "The zqtea text.", url=file.as_uri())
+    harbour.add("Page", "The zqpage text.", url="https://example.org/page")
+    monkeypatch.chdir(tmp_path)
+    for given, text in ((file.name, "zqtea"), (file.as_uri(), "zqtea"), ("https://example.org/page#top", "zqpage")):
+        assert twin(settings, "documents", "show", given) == 0
+        assert f"The {text} text." in capsys.readouterr().out
+
+    @contextmanager
+    def connected(settings: Settings) -> Iterator[Any]:
+        yield harbour.warehouse
+
+    monkeypatch.setattr(warehouse, "connect", connected)
+    gone = "https://example.org/gone"
+    assert twin(settings, "documents", "delete", file.name, "https://example.org/page", gone, "--json") == 1
+    assert json.loads(capsys.readouterr().out) == {"deleted": 2, "unknown": [gone]}
+    assert {stamp.title for stamp in harbour.warehouse.kept.values()} == {"Notes on harbours", "Bread"}
+
+
+def test_two_documents_of_one_title_are_told_apart_in_a_narrow_terminal_and_in_a_pipe(
+    settings: Settings, harbour: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "https://example.org/a/very/long/way/to/the/notes/of"
+    for name in ("ada", "bob"):
+        harbour.add("The same title of a good many words", "x", url=f"{long}/{name}.md", author=f"{name} of Longname")
+
+    assert twin(settings, "documents", "list") == 0
+    piped = capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    assert twin(settings, "documents", "list") == 0
+    shown = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out)
+
+    assert all(f"{long}/{name}.md" in piped for name in ("ada", "bob"))
+    assert shown.startswith("ID ")
+    assert max(map(len, shown.splitlines())) <= 120
+    for name in ("ada", "bob"):
+        assert re.search(rf"  {name} of Longna…  The same title of a goo…  ….*/{name}\.md$", shown, re.MULTILINE)
 
 
 def test_a_document_is_shown_with_what_is_known_of_it(
@@ -203,12 +265,16 @@ def test_an_unknown_document_is_a_failure_and_a_bad_date_wrong_use_in_one_senten
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert twin(settings, "documents", "show", "no-such?id") == 1
-    assert capsys.readouterr().err == "twin: no document has the id 'no-such?id'\n"
+    told = "twin: no document has the id, address or path 'no-such?id': `twin documents list` shows them\n"
+    assert capsys.readouterr().err == told
     for nothing in ("", "\udcff"):
         assert twin(settings, "documents", "show", nothing) == 1
         assert capsys.readouterr().err.startswith("twin: no document has the id")
     assert twin(settings, "search", "tide", "--since", "soon") == 2
     assert capsys.readouterr().err.startswith("twin: since is 'soon': write a date")
+    for command in ("search", "ask"):
+        assert twin(settings, command, "tide", "--since", "2025", "--until", "2024") == 2
+        assert capsys.readouterr().err == "twin: since (2025) lies after until (2024): swap them\n"
     assert twin(settings, "ask", " ") == 2
     assert "the question is empty" in capsys.readouterr().err
 
@@ -257,7 +323,7 @@ def test_what_is_deleted_is_counted_and_what_is_unknown_is_named(
     assert twin(Settings(), "documents", "delete", id, "none-such", "--json") == 1
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"deleted": 1, "unknown": ["none-such"]}
-    assert captured.err.startswith("twin: no document has the id none-such")
+    assert captured.err.startswith("twin: no document has the id, address or path 'none-such'")
     assert id not in harbour.warehouse.kept
 
 
