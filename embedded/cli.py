@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from corpus.settings import InvalidSettings, Settings, load, masked_text
 from embedded import commands as embedded_commands
@@ -22,10 +23,18 @@ def parser() -> argparse.ArgumentParser:
     root = argparse.ArgumentParser(prog="twin", description="A living, searchable copy of what an author has written.")
     root.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     root.add_argument("--home", metavar="DIR", help="where all state lies (TWIN_HOME, default .twin)")
-    subparsers = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    subparsers = root.add_subparsers(action=_Commands, dest="command", metavar="COMMAND", required=True)
     for commands in (embedded_commands, ingestion_commands, capture_commands, serving_commands):
         commands.register(subparsers)
     return root
+
+
+class _Commands(argparse._SubParsersAction):  # type: ignore[type-arg]
+    """A command without a longer description says in its own help what it does, too."""
+
+    def add_parser(self, name: str, **options: Any) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = super().add_parser(name, **{"description": options.get("help"), **options})
+        return command
 
 
 class _Version(argparse.Action):

@@ -34,7 +34,7 @@ def main() -> int:
     if run("ask", QUESTION) != 0:
         return 1
     status = asked("status")
-    say("Measured in this run")
+    say("Measured")
     for line in measured(status, seconds, time.monotonic() - start):
         sys.stdout.write(f"  {line}\n")
     address = next(part["address"] for part in status["parts"] if part["name"] == "app")
@@ -48,23 +48,21 @@ def main() -> int:
 
 
 def measured(status: dict[str, Any], seconds: float, total: float) -> list[str]:
-    """What this run took, each figure with its unit."""
+    """Each figure with its unit and what it covers: this run, or all since the app started."""
     index, counts = status["index"], status["stream"]["counts"]
     embedded = counts.get("chunks_embedded", 0)
     fresh = status["freshness"]
     lines = [
         f"{index['documents']} documents, {index['chunks']} chunks searchable",
-        f"{embedded} chunks embedded since the app started; ingest to searchable {seconds:.1f} s",
-        f"start to answer {total:.1f} s",
+        f"in this run: ingest to searchable {seconds:.1f} s, start to answer {total:.1f} s",
     ]
+    since = f"since the app started: {embedded} chunks embedded"
     if fresh["p50"] is not None:
-        lines.append(
-            f"source commit to searchable: p50 {fresh['p50']:.1f} s, p95 {fresh['p95']:.1f} s, all coming in at once"
-        )
+        since += f"; source commit to searchable p50 {fresh['p50']:.1f} s, p95 {fresh['p95']:.1f} s"
     ready = (
         f"{part['name']} {part['ready_seconds']} s" for part in status["parts"] if part["ready_seconds"] is not None
     )
-    return [*lines, f"ready after: {', '.join(ready)}"]
+    return [*lines, since, f"parts ready after: {', '.join(ready)}"]
 
 
 def say(text: str) -> None:

@@ -18,6 +18,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.parametrize("command", ["up", "down", "status", "wait", "search", "ask"])
+def test_a_command_says_in_its_own_help_what_it_does(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    whole, _, own = " ".join(capsys.readouterr().out.split()).partition("usage: twin " + command)
+    said = own.partition("options:")[0].partition("positional arguments:")[0].rpartition("] ")[2].strip()
+    assert said.removeprefix("QUESTION ")
+    assert f"{command} {said.removeprefix('QUESTION ')}" in whole
+
+
 @pytest.mark.parametrize("variable", ["MONGODB_URI", "KAFKA_BOOTSTRAP_SERVERS", "CONNECT_URL", "QDRANT_URL", "LLM_URL"])
 @pytest.mark.parametrize("value", ["user:hunter2@host", "hunter2 pasted", "mongo://user:hunter2"])
 @pytest.mark.parametrize("dotenv", [False, True])
