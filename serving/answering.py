@@ -22,27 +22,40 @@ from corpus.prompts import Message, Source, answer_messages
 from serving.language_model import LanguageModelError
 from serving.parts import Embedder, LanguageModel, Parts
 from serving.quoting import (
+    ANNOUNCED,
+    MAX_QUOTE,
+    REFERRING,
     Span,
     content_terms,
     coverage,
     is_table,
+    joined,
+    lacks_its_kind,
     rarities,
+    same_paragraph,
     selected,
     sentences,
+    spelled,
     table_head,
     terms,
+    with_block,
 )
 from serving.retrieval import Passage, retrieve
 
 Mode = Literal["generated", "extractive"]
 QUOTES = 4
 # Meaning is compared for this many sentences only: each costs the embedding model some milliseconds.
-COMPARED = 16
+COMPARED = 12
 RELEVANT = 0.2
 # What the index's own order counts beside words and meaning.
 RANK_WEIGHT = 0.15
 # Measured, see docs/decisions.md: the sentence nearest to a question off the subject stays below this cosine.
 UNLIKE = 0.32
+# Measured likewise: a word is missed when the question without it is nearer to the quotations by more than this.
+NEARER_WITHOUT = 0.035
+MISSING = 8
+# Of a sentence, so many characters are compared in meaning; the rest of a long table would cost more than it tells.
+EMBEDDED = 400
 NOTHING = "The sources hold nothing that answers this question."
 NEAREST = f"{NOTHING} Nearest, maybe unrelated:"
 _MARKER = re.compile(r"\s?\[\s*(\d+(?:\s*[,;]\s*\d+)*)\s*\]")
@@ -208,48 +221,109 @@ def _true_marker(match: re.Match[str], highest: int) -> str:
 
 def extract(embedder: Embedder, question: str, found: Sequence[Passage]) -> Answer:
     """The sentences of the passages that best answer the question, quoted, each with its citation. Blocks."""
-    # Of a sentence that several documents hold, the one in the best passage is enough.
-    distinct: dict[str, tuple[Passage, Span]] = {}
-    for passage in found:
-        for span in sentences(passage.record.text, passage.start, passage.end):
-            distinct.setdefault(" ".join(passage.record.text[span.start : span.end].split()), (passage, span))
-    candidates = list(distinct.values())
-    asked = content_terms(question)
-    own = [terms(passage.record.text[span.start : span.end]) for passage, span in candidates]
-    near = [
-        terms(" ".join((passage.record.title, *passage.place_of(span.start).heading_path)))
-        for passage, span in candidates
-    ]
-    rarity = rarities(own)
-    shared = [coverage(asked, words, around, rarity) for words, around in zip(own, near, strict=True)]
-    likeness = _likeness(embedder, question, candidates, shared)
+    candidates = _candidates(found)
+    own = [terms(each.text) for each in candidates]
+    near = [terms(each.around) for each in candidates]
     there = set().union(*own, *near, *(terms(passage.record.author) for passage in found))
+    words = content_terms(question)
+    asked = list(dict.fromkeys(spelled(term, there) for term in words))
+    rarity = rarities(own)
+    shared = [coverage(asked, has, around, rarity) for has, around in zip(own, near, strict=True)]
+    compared = sorted(range(len(candidates)), key=lambda i: (-shared[i], candidates[i].passage.n, i))[:COMPARED]
+    vectors = embedder.embed([question, *(candidates[i].text[:EMBEDDED] for i in compared)])
+    cosines = dict(zip(compared, np.clip(vectors[1:] @ vectors[0], 0.0, 1.0).tolist(), strict=True))
+    likeness = [cosines.get(i, 0.0) for i in range(len(candidates))]
     known = bool(asked) and there.issuperset(asked)
     if not candidates or (not known and max(max(shared), max(likeness)) < RELEVANT):
         return Answer(NOTHING, "extractive", ())
     scores = [
-        (0.6 * words + 0.4 * meaning) * _worth(passage.record.text[span.start : span.end], span.prose)
-        + RANK_WEIGHT * (1 - (passage.n - 1) / len(found))
-        for words, meaning, (passage, span) in zip(shared, likeness, candidates, strict=True)
+        (0.6 * same + 0.4 * meaning) * _worth(question, each) + RANK_WEIGHT * (1 - (each.passage.n - 1) / len(found))
+        for same, meaning, each in zip(shared, likeness, candidates, strict=True)
     ]
-    held = [frozenset(asked) & frozenset(words) for words in own]
+    held = [frozenset(asked) & frozenset(has) for has in own]
     chosen = selected(scores, held, rarity, QUOTES)
-    citations = tuple(_citation(n, *candidates[index]) for n, index in enumerate(chosen, 1))
-    text = "\n\n".join(_as_quoted(each, *candidates[index]) for each, index in zip(citations, chosen, strict=True))
+    quoted = _quotations(question, [candidates[index] for index in chosen])
+    citations = tuple(_citation(n, passage, span) for n, (passage, span) in enumerate(quoted, 1))
+    text = "\n\n".join(_as_quoted(each, *where) for each, where in zip(citations, quoted, strict=True))
     if known:
         return Answer(text, "extractive", citations)
     if max(likeness) < UNLIKE:
         return Answer(f"{NEAREST}\n\n{text}", "extractive", citations)
-    notice = "These are the nearest passages; part of the question is nowhere in them." if max(shared) < 0.4 else None
+    unmet = [word for term, word in words.items() if spelled(term, there) not in there]
+    missing = _missing(embedder, question, unmet, [each.quote for each in citations])
+    notice = f"Nowhere in these passages: {', '.join(missing)}." if missing else None
     return Answer(text, "extractive", citations, notice)
 
 
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A sentence that may answer, what it leans on (titles, the sentence before it), and the end of the next one."""
+
+    passage: Passage
+    span: Span
+    around: str
+    further: int
+
+    @property
+    def text(self) -> str:
+        return self.passage.record.text[self.span.start : self.span.end]
+
+
+def _candidates(found: Sequence[Passage]) -> list[_Candidate]:
+    # Of a sentence that several documents hold, the one in the best passage is enough.
+    distinct: dict[str, _Candidate] = {}
+    for passage in found:
+        text, before = passage.record.text, Span(0, 0, False)
+        spans = sentences(text, passage.start, passage.end)
+        for span, after in zip(spans, [*spans[1:], before], strict=True):
+            around = [passage.record.title, *passage.place_of(span.start).heading_path]
+            around += [text[before.start : before.end]] if same_paragraph(text, before, span) else []
+            further = after.end if same_paragraph(text, span, after) else span.end
+            # A line of a program that ends in a colon announces nothing.
+            whole = span if passage.record.category == "code" else with_block(text, span)
+            each = _Candidate(passage, whole, " ".join(around), further)
+            distinct.setdefault(" ".join(each.text.split()), each)
+            before = span
+    return list(distinct.values())
+
+
+def _quotations(question: str, chosen: Iterable[_Candidate]) -> list[tuple[Passage, Span]]:
+    """What to quote: a sentence alone, or with the next one where that refers to it or where it lacks what is asked
+    for; what meets in a paragraph becomes one."""
+    quoted: list[tuple[Passage, Span]] = []
+    for each in chosen:
+        text, span = each.passage.record.text, each.span
+        on = REFERRING.match(text, span.end, each.further) or lacks_its_kind(question, each.text)
+        if on and span.end < each.further <= span.start + MAX_QUOTE:
+            span = Span(span.start, each.further)
+        for i, (passage, other) in enumerate(quoted):
+            if passage is each.passage and (one := joined(text, other, span)):
+                quoted[i] = passage, one
+                break
+        else:
+            quoted.append((each.passage, span))
+    return quoted
+
+
+def _missing(embedder: Embedder, question: str, words: Sequence[str], quotes: Sequence[str]) -> list[str]:
+    """Of these words of the question, found in no passage, those that nothing near in meaning stands for: without one
+    of them the question is nearer to the quotations."""
+    without = [re.sub(rf"\b{re.escape(word)}\b", "", question, flags=re.I) for word in words[:MISSING]]
+    vectors = embedder.embed([question, *without, *(quote[:EMBEDDED] for quote in quotes)])
+    nearness = (vectors[: len(without) + 1] @ vectors[len(without) + 1 :].T).max(axis=1)
+    return [word for word, near in zip(words, nearness[1:], strict=False) if near - nearness[0] > NEARER_WITHOUT]
+
+
 def _as_quoted(citation: Citation, passage: Passage, span: Span) -> str:
-    """A sentence in quotation marks on one line; a table, and code of several lines, as the Markdown that it is."""
+    """A sentence in quotation marks on one line; a table or code of several lines, and what a line announces, as the
+    Markdown that it is."""
     quote = citation.quote
     if is_table(quote):
         head = table_head(passage.record.text, citation.start)
         return f"{head}{quote}\n\n[{citation.n}]"
+    if passage.record.category != "code" and (both := ANNOUNCED.fullmatch(quote)):
+        block = dedent(both[2]).strip("\n")
+        return f"“{' '.join(both[1].split())}”\n\n{block}\n\n[{citation.n}]"
     code = not span.prose or (passage.record.category == "code" and not quote.endswith((".", "!", "?")))
     if not code or "\n" not in quote:
         return f"“{' '.join(quote.split())}” [{citation.n}]"
@@ -260,30 +334,19 @@ def _as_quoted(citation: Citation, passage: Passage, span: Span) -> str:
     return f"{fence}\n{lines}\n{fence}\n[{citation.n}]"
 
 
-def _worth(sentence: str, prose: bool) -> float:
+def _worth(question: str, candidate: _Candidate) -> float:
     """Questions, fragments and code seldom answer a question asked in words."""
-    worth = 1.0 if prose else 0.4
-    if len(sentence) > 400:
-        worth *= 0.8
+    sentence = candidate.text
+    if not candidate.span.prose or sentence.endswith(":"):
+        return 0.6
+    worth = (0.8 if len(sentence) > 400 else 1.0) * (0.8 if lacks_its_kind(question, sentence) else 1.0)
+    if candidate.passage.record.category == "code":
+        return worth
     if sentence.endswith("?") or len(sentence.split()) < 5:
         worth *= 0.7
     elif sentence[-1] not in ".!…”\"')*_":
         worth *= 0.85
     return worth
-
-
-def _likeness(
-    embedder: Embedder, question: str, candidates: Sequence[tuple[Passage, Span]], shared: Sequence[float]
-) -> list[float]:
-    """Cosine (0 to 1) of the question to the sentences that share the most words with it; 0 for the others."""
-    likeness = [0.0] * len(candidates)
-    best = sorted(range(len(candidates)), key=lambda i: (-shared[i], candidates[i][0].n, i))[:COMPARED]
-    if best:
-        texts = [candidates[i][0].record.text[candidates[i][1].start : candidates[i][1].end] for i in best]
-        vectors = embedder.embed([question, *texts])
-        for i, cosine in zip(best, np.clip(vectors[1:] @ vectors[0], 0.0, 1.0), strict=True):
-            likeness[i] = float(cosine)
-    return likeness
 
 
 def supported(embedder: Embedder, question: str, text: str, found: Sequence[Passage]) -> Answer:

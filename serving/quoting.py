@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 
 MAX_QUOTE = 700
-_WORDS = re.compile(r"\w+(?:['’]\w+)?")
+# An identifier is the words that it is made of.
+_WORDS = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _SUFFIX = re.compile(r"(?:['’]s|ing|ied|ies|ed|es|s|ly)$")
 _FENCE = re.compile(r"\s*(```|~~~)")
 _MARKER = re.compile(r"\s*(?:\\?[-*+•]|\d{1,3}\\?[.)]|>+)\s+")
@@ -22,19 +24,36 @@ _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]*_]*\s+(?=["'“‘(\[*_]*(\w
 # Extraction from web pages may glue one paragraph to the next; only a suspiciously long sentence is read so.
 _GLUED = re.compile(r"(?<=[a-z]{2})\.(?=[A-Z][a-z ])|[!?](?=[A-Z])|(?<=[A-Z]{2})\.(?=[A-Z][a-z])")
 LONG_SENTENCE = 300
+_ITEM = r"(?:\|[^\n]*|(?:[-*+•] |\d{1,3}[.)] )[^\n]*(?:\n[ \t]*(?![-*+•#|\s]|\d{1,3}[.)])[^\n]+)*)"
+_BLOCK = rf"\s*\n[ \t]*(?:(?P<fence>```|~~~).*?\n[ \t]*(?P=fence)|{_ITEM}(?:\s*\n[ \t]*{_ITEM})*)"
+# A line that ends in a colon, and the list, table or code that it announces.
+ANNOUNCED = re.compile(rf"(.*?:)({_BLOCK})", re.DOTALL)
 _DOCSTRING = '"""'
 _ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|cf|vs|Dr|Mr|Mrs|Ms|Prof|Fig|No|St|approx)|\b[A-Z])\.$")
 STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
         """
-        a about after all also an and any are as at be because been before being between both but by can could did
-        do does doing down during each few for from further had has have having he her here hers him his how i if in
-        into is it its itself just me more most my no nor not now of off on once only or other our out over own say
-        says same she should so some such tell than that the their them then there these they this those through to
-        too under until up us very was we were what when where which while who whom why will with would you your
+        a about after all also an and any are as at be because been before being between both but by can could did do
+        does doing down during each few for from further had has have having he her here hers him his how i if in into
+        is it its itself just many me more most much my no nor not now of off on once only or other our out over own
+        say says same she should so some such tell than that the their them then there these they this those through
+        to too under until up us very was we were what when where which while who whom why will with would you your
         """,
     )
+)
+
+REFERRING = re.compile(r"\s*(?:It|Its|They|Their|Them|This|These|That|Those|He|She|His|Her|Instead|There)\b")
+_NUMBERS = "one two three four five six seven eight nine ten eleven twelve hundred thousand once twice half quarter"
+# What is asked for, and what a sentence must have to say it.
+_KINDS = (
+    (re.compile(r"\bwhy\b"), re.compile(r"\b(?:because|since|so that|causes?|reasons?|due to|therefore)\b", re.I)),
+    (
+        re.compile(
+            r"\b(?:when|costs?|how (?!(?:do|does|did|is|are|was|were|can|could|should|would|will|to|i|we|you)\b))"
+        ),
+        re.compile(rf"\d|\b(?:{'|'.join(_NUMBERS.split())}|\w+teen|\w+ty)\b", re.I),
+    ),
 )
 
 
@@ -52,11 +71,19 @@ def terms(text: str) -> list[str]:
     return [_stem(word) for word in _WORDS.findall(text.casefold())]
 
 
-def content_terms(question: str) -> list[str]:
-    """The distinct words that a question is about, in order; all of its words if it has only common ones."""
+def content_terms(question: str) -> dict[str, str]:
+    """The distinct words that a question is about, in order, each with how it is written there; all of its words if it
+    has only common ones."""
     words = _WORDS.findall(question.casefold())
-    telling = [word for word in words if word not in STOP_WORDS] or words
-    return list(dict.fromkeys(map(_stem, telling)))
+    return {_stem(word): word for word in [word for word in words if word not in STOP_WORDS] or words}
+
+
+def spelled(term: str, vocabulary: Set[str]) -> str:
+    """The term, or the word of the vocabulary that it is nearly spelled as; of short words too many are alike."""
+    if term in vocabulary or len(term) < 7:
+        return term
+    alike = [word for word in vocabulary if word[0] == term[0] and abs(len(word) - len(term)) < 2]
+    return next(iter(get_close_matches(term, sorted(alike), 1, 0.85)), term)
 
 
 def _stem(word: str) -> str:
@@ -69,6 +96,19 @@ def sentences(text: str, start: int = 0, end: int | None = None) -> list[Span]:
     tables cut between rows."""
     end = len(text) if end is None else end
     return [piece for begin, stop, prose in _blocks(text, start, end) for piece in _pieces(text, begin, stop, prose)]
+
+
+def same_paragraph(text: str, one: Span, other: Span) -> bool:
+    """Whether a sentence is the next one of its paragraph, so that it may speak of the same."""
+    gap = text[one.end : other.start]
+    return one.prose and other.prose and one.end <= other.start and not gap.strip() and gap.count("\n") < 2
+
+
+def with_block(text: str, span: Span) -> Span:
+    """A line that ends in a colon with the list, table or code that it announces, where MAX_QUOTE allows."""
+    limit = span.start + MAX_QUOTE
+    both = ANNOUNCED.match(text, span.start, limit + 1) if span.prose and text[span.end - 1] == ":" else None
+    return Span(span.start, both.end()) if both and both.end(1) == span.end and both.end() <= limit else span
 
 
 def _blocks(text: str, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
@@ -199,8 +239,22 @@ def rarities(documents: Sequence[Sequence[str]]) -> dict[str, float]:
     return {term: math.log(1 + (len(documents) - n + 0.5) / (n + 0.5)) for term, n in frequency.items()}
 
 
+def joined(text: str, one: Span, other: Span) -> Span | None:
+    """The span of both, where they overlap or follow each other in a paragraph and a quotation can hold them."""
+    first, last = sorted((one, other), key=lambda span: span.start)
+    whole = Span(first.start, max(first.end, last.end), first.prose)
+    meet = last.start < first.end or same_paragraph(text, first, last)
+    return whole if meet and whole.end - whole.start <= MAX_QUOTE else None
+
+
+def lacks_its_kind(question: str, sentence: str) -> bool:
+    """Whether the question asks for a reason, or for a quantity or time, and no such thing is in the sentence."""
+    kinds = [answer for asked, answer in _KINDS if asked.search(question.casefold())]
+    return bool(kinds) and not any(answer.search(sentence) for answer in kinds)
+
+
 def coverage(
-    question: Sequence[str], sentence: Sequence[str], around: Sequence[str], rarity: dict[str, float]
+    question: Collection[str], sentence: Sequence[str], around: Sequence[str], rarity: dict[str, float]
 ) -> float:
     """The share (0 to 1) of the question's information found in a sentence; words of its headings count a third.
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.quoting import (
     MAX_QUOTE,
+    Span,
     content_terms,
     coverage,
     is_table,
+    joined,
+    lacks_its_kind,
     rarities,
+    same_paragraph,
     selected,
     sentences,
+    spelled,
     table_head,
     terms,
+    with_block,
 )
 
 MARKDOWN = st.lists(
@@ -86,6 +93,72 @@ def test_a_long_table_is_cut_between_its_rows_and_each_piece_knows_its_head() ->
     assert "".join(text[span.start : span.end] for span in pieces).count("tower") == 100
 
 
+@pytest.mark.parametrize(
+    ("block", "behind"),
+    [
+        ("\n\n```sql\nSELECT 1;\n\nSELECT 2;\n```", "\n\nAfter."),
+        (f"\n{TABLE}", "\nAfter."),
+        ("\n\n- one,\n  and more\n- two", "\n\nAfter."),
+        ("\n\n1. one\n\n2. two", "\n\n# Head"),
+        ("\n- one\n- two", ""),
+    ],
+)
+def test_a_line_ending_in_a_colon_belongs_with_the_block_that_it_announces(block: str, behind: str) -> None:
+    text = f"Lamps burn. Look at these:{block}{behind}"
+    whole = with_block(text, sentences(text)[1])
+    assert text[whole.start : whole.end] == f"Look at these:{block}"
+
+
+@pytest.mark.parametrize(
+    "behind", ["", "\n\nA paragraph.", "\n\n# Head\n\n- one", "\n\n- " + "word " * 200, "\n```\nopen"]
+)
+def test_a_line_ending_in_a_colon_stands_alone_where_no_block_follows_that_fits(behind: str) -> None:
+    text = f"Look at these:{behind}"
+    span = sentences(text)[0]
+    assert with_block(text, span) == span
+
+
+@given(MARKDOWN)
+@settings(deadline=None)
+def test_a_line_and_its_block_are_a_stretch_that_fits(text: str) -> None:
+    for span in sentences(text):
+        whole = with_block(text, span)
+        assert whole.start == span.start
+        assert span.end <= whole.end <= span.start + MAX_QUOTE
+
+
+def test_sentences_of_one_paragraph_are_joined_and_others_are_not() -> None:
+    text = "Lamps burn oil. It comes\nfrom afar.\n\nNobody knew.\n- one\n- two"
+    first, second, third, one, two = sentences(text)
+    assert joined(text, second, first) == Span(first.start, second.end)
+    assert joined(text, Span(first.start, second.end), second) == Span(first.start, second.end)
+    assert not any(same_paragraph(text, *pair) for pair in [(second, first), (second, third), (third, one), (one, two)])
+    assert joined(text, second, third) is None
+
+
+@pytest.mark.parametrize(
+    ("question", "lacking", "having"),
+    [
+        ("Why did it stop?", "It stopped in May.", "It stopped because a lamp broke."),
+        ("When did it stop?", "It stopped at night.", "It stopped on 3 May."),
+        ("How long is the pause?", "There is a pause.", "It lasts twenty minutes."),
+        ("What does a lamp cost?", "Lamps cost money.", "Lamps cost 4 euros."),
+    ],
+)
+def test_a_sentence_lacks_what_is_asked_for_or_has_it(question: str, lacking: str, having: str) -> None:
+    assert lacks_its_kind(question, lacking)
+    assert not lacks_its_kind(question, having)
+    assert not lacks_its_kind("How do lamps burn?", lacking)
+
+
+def test_a_long_word_that_is_nearly_a_known_one_is_taken_for_it() -> None:
+    known = {"tombston", "retention", "layer", "bread"}
+    assert [spelled(word, known) for word in ("tombstoen", "retension", "tombston")] == [
+        *("tombston", "retention", "tombston")
+    ]
+    assert [spelled(word, known) for word in ("lawyer", "breed", "university")] == ["lawyer", "breed", "university"]
+
+
 @given(st.integers(0, len(TABLE)), st.integers(0, len(TABLE)))
 @settings(deadline=None)
 def test_a_passage_that_begins_or_ends_within_a_row_quotes_whole_rows_only(start: int, end: int) -> None:
@@ -133,7 +206,8 @@ def test_a_long_run_of_glued_sentences_is_cut_and_a_dotted_name_is_not() -> None
 
 def test_words_compare_without_case_and_common_endings() -> None:
     assert terms("Stations reported") == terms("station reports")
-    assert content_terms("What does the ZQbacedi station report?") == ["zqbacedi", "station", "report"]
+    assert terms("PAUSE_SECONDS") == terms("pause second")
+    assert list(content_terms("What does the ZQbacedi station report?")) == ["zqbacedi", "station", "report"]
 
 
 @given(st.text("bcdfg", min_size=4, max_size=8), st.lists(st.text("hijkl ", min_size=1), min_size=1, max_size=12))
@@ -142,7 +216,7 @@ def test_the_sentence_with_the_rare_word_of_the_question_is_always_chosen(rare: 
     texts = [f"the station {other} reports" for other in others]
     texts.insert(len(texts) // 2, f"the zq{rare} station says little")
     held_terms = [terms(text) for text in texts]
-    asked = content_terms(f"What does the zq{rare} station report?")
+    asked = list(content_terms(f"What does the zq{rare} station report?"))
     rarity = rarities(held_terms)
     scores = [coverage(asked, words, (), rarity) for words in held_terms]
     held = [frozenset(asked) & frozenset(words) for words in held_terms]
