@@ -31,7 +31,7 @@ _BLOCK_START = re.compile(
 )
 _FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
 _INLINE_START = re.compile(r"[*_`\[!\s]*")
-_INLINE_END = re.compile(r"[*_`\s]*$")
+_INLINE_END = re.compile(r"[*_`|\s]*$")
 
 
 @cache

@@ -105,6 +105,15 @@ def test_the_beginnings_of_chunks_are_shown_and_change_nothing_else() -> None:
     assert [tag for tag, _ in shown.tags if tag != "span"] == [tag for tag, _ in plain.tags]
 
 
+def test_a_mark_over_the_rows_of_a_table_ends_with_them() -> None:
+    text = "| a | b |\n|---|---|\n| 1 | 2 |\n| 3 | 4 |\n\nWhat follows.\n"
+    start = text.index("| 1")
+
+    out = document_html(text, mark=(start, text.index("\n\n")))
+
+    assert re.findall("<mark[^>]*>(.*?)</mark>", out) == ["1", "2", "3", "4"]
+
+
 def test_a_number_in_brackets_within_a_quotation_is_the_authors_own() -> None:
     answer = "“Shown in [1] and **by us [2]**.” [1]\n\n| a | b |\n|---|---|\n| [2] | 3 |\n\n[2]"
 
