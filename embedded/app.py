@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 CONNECTOR_INTERVAL = 5.0
 WAREHOUSE_INTERVAL = 1.0
+LAST_LOOK = 1.0
 
 
 @dataclass
@@ -127,8 +128,9 @@ class Repeated:
         self._thread.start()
 
     def stop(self) -> None:
+        """Look no more. A look at a database that is away would take half a minute: it is left to end by itself."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(LAST_LOOK)
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from corpus.settings import ADDRESSES, load
 from embedded import cli, commands, parts
+from embedded.app import Repeated
 from embedded.home import PartStatus, supervising, write_parts
 from embedded.waiting import wait
 from streaming.waiting import TimedOut
@@ -72,3 +74,19 @@ def test_a_supervisor_that_is_killed_while_it_starts_is_told_as_such(
 
     assert cli.main(["up", "--detach"]) == cli.FAILED
     assert capsys.readouterr().err.startswith("twin: the supervisor was ended by signal 9: see ")
+
+
+def test_what_asks_a_database_that_hangs_does_not_keep_the_app_from_ending() -> None:
+    asked, answered = threading.Event(), threading.Event()
+
+    def look() -> None:
+        asked.set()
+        answered.wait()
+
+    watch = Repeated("warehouse", look, 0.001)
+    watch.start()
+    asked.wait()
+
+    watch.stop()
+
+    answered.set()
