@@ -165,6 +165,12 @@ class Warehouse:
         for part in _parts(ids, BATCH):
             yield from self._found({"_id": {"$in": _stored_ids(part)}})
 
+    def metadata(self, id: str) -> Mapping[str, Any]:
+        """What a record has as metadata, without its text; {} where there is none, or what somebody wrote is none."""
+        record = next(self._found({"_id": {"$in": _stored_ids([id])}}, {"metadata": 1}), {})
+        found = record.get("metadata")
+        return found if isinstance(found, Mapping) else {}
+
     def stamps(self, ids: Iterable[str] | None = None) -> Iterator[Stamp]:
         """Every document, or those with these ids, without texts. The order is not defined."""
         fields = dict.fromkeys(STAMP_FIELDS, 1)

@@ -115,7 +115,7 @@ def _up_here(settings: Settings) -> int:
                 known[part.name] = part.state
                 if part.state in ("ready", "given"):
                     sys.stdout.write(_part_line(part) + "\n")
-        if len(parts) == 4 and all(part.state in ("ready", "given") for part in parts):
+        if _all_ready(parts):
             address = next(part.address for part in parts if part.name == "app")
             sys.stdout.write(f"ready: {address} (Ctrl-C stops everything)\n")
         sys.stdout.flush()
@@ -196,12 +196,15 @@ def _until_ready(settings: Settings) -> int:
 
     deadline = time.monotonic() + UP_TIMEOUT
     while supervisor(settings.home) is not None and time.monotonic() < deadline:
-        parts = read_parts(settings.home)
-        if len(parts) == 4 and all(part.state in ("ready", "given") for part in parts):
+        if _all_ready(read_parts(settings.home)):
             return 0
         time.sleep(0.05)
     sys.stderr.write(f"twin: the home does not become ready: see `twin status` and {settings.log_directory}\n")
     return 1
+
+
+def _all_ready(parts: list[PartStatus]) -> bool:
+    return len(parts) == 4 and all(part.state in ("ready", "given") for part in parts)
 
 
 def _part_line(part: PartStatus) -> str:

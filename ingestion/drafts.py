@@ -64,7 +64,7 @@ def reason_of(error: Exception) -> str:
     """What an error of a system or of a library says, as a person would say it; it completes "cannot be read: ..."."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    said = error.strerror if isinstance(error, OSError) else str(error)
+    said = getattr(error, "strerror", None) or str(error)
     return (said or "no reason is given")[:200]
 
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
+from ingestion.drafts import reason_of
+
 REDIRECTS = 10
 REDIRECTING = frozenset((301, 302, 303, 307, 308))
 # Waiting longer for a server that asks for patience is left to the person who started the crawl.
@@ -189,7 +191,7 @@ def _said(error: Exception) -> str:
         return "the answer is not valid HTTP"
     if isinstance(error, zlib.error):
         return "the answer is not packed as it says"
-    return (getattr(error, "strerror", None) or str(error))[:200]
+    return reason_of(error)
 
 
 def _connected(addresses: list[str], port: int, deadline: float) -> socket.socket:

@@ -226,7 +226,8 @@ def extract(embedder: Embedder, question: str, found: Sequence[Passage]) -> Answ
     near = [terms(each.around) for each in candidates]
     there = set().union(*own, *near, *(terms(passage.record.author) for passage in found))
     words = content_terms(question)
-    asked = list(dict.fromkeys(spelled(term, there) for term in words))
+    meant = {spelled(term, there): word for term, word in words.items()}
+    asked = list(meant)
     rarity = rarities(own)
     shared = [coverage(asked, has, around, rarity) for has, around in zip(own, near, strict=True)]
     compared = sorted(range(len(candidates)), key=lambda i: (-shared[i], candidates[i].passage.n, i))[:COMPARED]
@@ -249,7 +250,7 @@ def extract(embedder: Embedder, question: str, found: Sequence[Passage]) -> Answ
         return Answer(text, "extractive", citations)
     if max(likeness) < UNLIKE:
         return Answer(f"{NEAREST}\n\n{text}", "extractive", citations)
-    unmet = [word for term, word in words.items() if spelled(term, there) not in there]
+    unmet = [word for term, word in meant.items() if term not in there]
     missing = _missing(embedder, question, unmet, [each.quote for each in citations])
     notice = f"Nowhere in these passages: {', '.join(missing)}." if missing else None
     return Answer(text, "extractive", citations, notice)

@@ -120,9 +120,7 @@ def shown(index: Index, warehouse: Warehouse, document_id: str) -> Shown | None:
 
 def _metadata(warehouse: Warehouse, document_id: str) -> Mapping[str, Any]:
     """In values of JSON: others may have written what JSON does not know."""
-    record: Mapping[str, object] = next(iter(warehouse.raw_records([document_id])), {})
-    metadata = record.get("metadata")
-    return dict(msgspec.to_builtins(metadata, str_keys=True, enc_hook=str)) if isinstance(metadata, Mapping) else {}
+    return dict(msgspec.to_builtins(warehouse.metadata(document_id), str_keys=True, enc_hook=str))
 
 
 def _reason(record: Record | None) -> str | None:

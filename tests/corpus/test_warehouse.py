@@ -110,6 +110,14 @@ def test_records_that_others_wrote_are_seen_too(id: object, warehouse: Warehouse
     assert warehouse.count() == 0
 
 
+def test_metadata_is_had_without_the_rest_of_a_record(warehouse: Warehouse, database: Any) -> None:
+    document = written(metadata={"path": "piers.md"})
+    warehouse.save([document])
+    database.documents.insert_one({"_id": "odd", "metadata": "none"})
+    assert warehouse.metadata(document.id) == {"path": "piers.md"}
+    assert warehouse.metadata("odd") == warehouse.metadata("unknown") == {}
+
+
 def test_deleting_says_how_many_there_were(warehouse: Warehouse) -> None:
     documents = [written(number) for number in range(3)]
     warehouse.save(documents)

@@ -126,7 +126,7 @@ def _hits(record: Record) -> list[Hit]:
 class MemoryWarehouse:
     def __init__(self) -> None:
         self.kept: dict[str, Stamp] = {}
-        self.metadata: dict[str, dict[str, Any]] = {}
+        self.told: dict[str, dict[str, Any]] = {}
         self.away = False
 
     def stamps(self, ids: Iterable[str] | None = None) -> list[Stamp]:
@@ -134,8 +134,8 @@ class MemoryWarehouse:
             raise ConnectionError("the warehouse cannot be reached: `twin status` shows its parts")
         return [stamp for id, stamp in self.kept.items() if ids is None or id in ids]
 
-    def raw_records(self, ids: Iterable[str]) -> list[dict[str, Any]]:
-        return [{"_id": stamp.id, "metadata": self.metadata.get(stamp.id, {})} for stamp in self.stamps(ids)]
+    def metadata(self, id: str) -> dict[str, Any]:
+        return self.told.get(id, {})
 
     def delete(self, ids: Sequence[str]) -> int:
         return sum(self.kept.pop(id, None) is not None for id in ids)

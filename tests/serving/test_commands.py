@@ -179,7 +179,7 @@ def test_a_document_is_shown_with_what_is_known_of_it(
     published = datetime(2024, 3, 4, tzinfo=UTC)
     id = harbour.add("Piers", "A pier of zqstone.", published_at=published)
     oid = ObjectId()
-    harbour.warehouse.metadata[id] = {"path": "piers.md", "tags": ["stone", "old"], "oid": oid, "language": "en"}
+    harbour.warehouse.told[id] = {"path": "piers.md", "tags": ["stone", "old"], "oid": oid, "language": "en"}
 
     assert twin(settings, "documents", "show", id, "--json") == 0
     shown = json.loads(capsys.readouterr().out)
