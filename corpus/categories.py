@@ -16,6 +16,8 @@ from corpus.documents import Chunk, Document
 
 # Raised with every change to cleaning or splitting that alters what existing documents become.
 RECIPE_VERSION = 1
+# Raised with every change to what a point or a record holds that a reader or `twin verify` relies on.
+LAYOUT_VERSION = 2
 
 
 class UnknownCategory(ValueError):
@@ -80,7 +82,7 @@ def generation(embedder: Model) -> str:
     It changes with the model, its weights, or the recipes; what two generations hold is never mixed.
     """
     parameters = (
-        RECIPE_VERSION,
+        (RECIPE_VERSION, LAYOUT_VERSION),
         (chunking.REACH, chunking.TARGET, chunking.SMALL_SECTION),
         (embedder.name, embedder.dimensions, embedder.max_tokens),
     )

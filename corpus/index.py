@@ -2,7 +2,9 @@
 
 The ledger's record is the truth about a document: which version is indexed, its cleaned text and its chunks. Points
 without a place in their document's record are never shown. Order of effects, so that a crash between any two of them is
-finished by the redelivery of the change: new points, payload of kept points, record, removal of points left over.
+finished by the redelivery of the change: points, record, removal of points left over. Two writers of one document
+cannot undo each other: points are overwritten by later versions only, and a record only as its writer has read it
+(docs/guarantees.md).
 """
 
 from __future__ import annotations
@@ -224,41 +226,25 @@ class QdrantIndex:
 
     def replace(
         self, record: Record, chunks: Sequence[Chunk], vectors: Mapping[str, Sequence[float]], before: Record | None
-    ) -> None:
-        """Make `record` the document's indexed version.
+    ) -> bool:
+        """Make `record` the document's indexed version; False if the ledger no longer says `before`.
 
-        `chunks` stand in the order of `record.places`; `vectors` has a dense vector for each chunk id that `before`
-        (the ledger's record until now) does not hold; the points of the others are kept.
+        `chunks` stand in the order of `record.places`; `vectors` has a dense vector for each of them. `before` is what
+        the ledger said when the change was compared with it: if somebody else wrote since, compare again.
         """
         if record.version is None:
             raise ValueError(f"record of {record.document_id} has no version")
-        shared = _shared_payload(record)
-        known = {place.chunk_id: (position, place) for position, place in enumerate(before.places)} if before else {}
-        titled = before is None or before.title == record.title
-        new: list[Point] = []
-        kept: list[str] = []
-        for position, (place, chunk) in enumerate(zip(record.places, chunks, strict=True)):
-            own = {"position": position, "heading_path": list(place.heading_path)}
-            if place.chunk_id in vectors:
-                new.append(
-                    Point(
-                        place.chunk_id,
-                        {**shared, **own, "text": chunk.text},
-                        [float(value) for value in vectors[place.chunk_id]],
-                        self._words(record.title, chunk),
-                    )
-                )
-                continue
-            kept.append(place.chunk_id)
-            was, old = known[place.chunk_id]
-            if was != position or old.heading_path != place.heading_path:
-                self._chunks.set_payload([place.chunk_id], own)
-            if not titled or old.heading_path != place.heading_path:
-                self._chunks.set_sparse({place.chunk_id: self._words(record.title, chunk)})
-        self._chunks.upsert(new, fence=("version", record.version))
-        self._chunks.set_payload(kept, shared)
-        self._write(record)
-        self._sweep(record, before)
+        points = [
+            Point(
+                place.chunk_id,
+                chunk_payload(record, position, self.generation),
+                [float(value) for value in vectors[place.chunk_id]],
+                self._words(record.title, chunk),
+            )
+            for position, (place, chunk) in enumerate(zip(record.places, chunks, strict=True))
+        ]
+        self._chunks.upsert(points, only_over=Where(at_most={"version": record.version}))
+        return self._write(record, before)
 
     def touch(self, record: Record, now: Record) -> None:
         """The content of `record` was delivered again: take over what else `now` says, and finish what a crash left."""
@@ -266,36 +252,64 @@ class QdrantIndex:
         settled = replace(record, **{name: getattr(now, name) for name in names})
         if settled != record:
             payload = msgspec.to_builtins(settled)
-            self._ledger.set_payload([ledger_point(record.document_id)], {name: payload[name] for name in names})
-        self._sweep(record)
+            self._ledger.set_payload(
+                Where(
+                    ids=[ledger_point(record.document_id)],
+                    at_least={"seen": record.seen},
+                    at_most={"seen": min(record.seen, now.seen)},
+                ),
+                {name: payload[name] for name in names},
+            )
+        self.sweep(record)
 
-    def delete(self, tombstone: Record, before: Record | None) -> None:
-        """Remove the document; its record stays as a tombstone so that no older change can bring it back."""
-        self._write(tombstone)
-        self._sweep(tombstone, before)
+    def delete(self, tombstone: Record, before: Record | None) -> bool:
+        """Remove the document; its record stays as a tombstone so that no older change can bring it back.
 
-    def fail(self, record: Record) -> None:
-        """Write the record of a document whose newest version was refused; what was indexed before stays."""
-        self._write(record)
+        False, with nothing removed, if the ledger no longer says `before`.
+        """
+        return self._write(tombstone, before)
+
+    def fail(self, record: Record, before: Record | None) -> bool:
+        """Write the record of a document whose newest version was refused; what was indexed before stays.
+
+        False if the ledger no longer says `before`.
+        """
+        return self._write(record, before)
+
+    def sweep(self, record: Record) -> None:
+        """Remove points of the document that `record`, as the ledger has it, does not hold: what an earlier version
+        left, or a writer that came too late. Those of later versions stay: their record is being written."""
+        newest = record.seen if record.deleted else (record.version or 0)
+        owner = {"document_id": record.document_id}
+        self._chunks.delete(Where(equals=owner, at_most={"version": newest}, other_than=record.chunk_ids))
+
+    def forget_tombstones(self, before: int) -> int:
+        """Remove the records of documents whose deletion is older than this version; how many there were."""
+        old = Where(equals={"state": DELETED}, at_most={"seen": before - 1})
+        count = self._ledger.count(old)
+        if count:
+            self._ledger.delete(old)
+        return count
 
     def close(self) -> None:
         self._chunks.close()
         self._ledger.close()
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: Record, before: Record | None) -> bool:
         payload = msgspec.to_builtins(record)
         payload["state"] = DELETED if record.deleted else INDEXED if record.version is not None else WITHOUT_VERSION
-        # One above, so that writing the same version again after a crash is not refused.
-        self._ledger.upsert([Point(ledger_point(record.document_id), payload)], fence=("seen", record.seen + 1))
-
-    def _sweep(self, record: Record, before: Record | None = None) -> None:
-        """Remove points that an earlier version left: those known, and whatever a crash left behind unknown."""
-        newest = record.seen + 1 if record.deleted else (record.version or 0)
-        owner = {"document_id": record.document_id}
-        left = set(before.chunk_ids if before else ()) - set(record.chunk_ids)
-        if left:
-            self._chunks.delete(Where(equals=owner, at_most={"version": newest}, ids=sorted(left)))
-        self._chunks.delete(Where(equals=owner, below={"version": newest}))
+        payload["generation"] = self.generation
+        id = ledger_point(record.document_id)
+        # Of a record that did not exist, none may exist: no version is below 0. And none follows a later one.
+        seen = before.seen if before else -1
+        unchanged = Where(at_least={"seen": seen}, at_most={"seen": min(seen, record.seen)})
+        self._ledger.upsert([Point(id, payload)], only_over=unchanged)
+        stored = self._ledger.retrieve([id], without=("text", "places"))[0].payload
+        # Two workers that were handed the same change write the same.
+        if (stored["seen"], stored["version"]) != (record.seen, record.version):
+            return False
+        self.sweep(record)
+        return True
 
     def _words(self, title: str, chunk: Chunk) -> Sparse:
         """Title and headings are words that people search by, so they weigh beside the passage's own."""
@@ -402,7 +416,7 @@ def server_index(client: Any, name: str, generation: str, dimensions: int) -> Qd
     chunks = ServerPoints(client, collections["chunks"], dimensions, CHUNK_FIELDS)
     ledger = ServerPoints(client, collections["documents"], None, LEDGER_FIELDS)
     identity = str(uuid.uuid5(uuid.NAMESPACE_OID, "index"))
-    ledger.upsert([Point(identity, {"id": str(uuid.uuid4()), "made": 0})], fence=("made", 0))
+    ledger.upsert([Point(identity, {"id": str(uuid.uuid4()), "made": 0})], only_over=Where(at_most={"made": -1}))
     id = str(ledger.retrieve([identity])[0].payload["id"])
     client.update_collection_aliases(
         [
@@ -455,10 +469,16 @@ def _hit(record: Record, chunk_id: str, score: float) -> Hit | None:
     return None
 
 
-def _shared_payload(record: Record) -> dict[str, Any]:
+def chunk_payload(record: Record, position: int, generation: str) -> dict[str, Any]:
+    """The payload of the point of a record's chunk: everything about it but its vectors."""
     moment = record.published_at or record.crawled_at
+    place = record.places[position]
     return {
         "document_id": record.document_id,
+        "generation": generation,
+        "position": position,
+        "heading_path": list(place.heading_path),
+        "text": record.text[place.start : place.end],
         "version": record.version,
         "title": record.title,
         "url": record.url,

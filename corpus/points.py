@@ -1,7 +1,7 @@
 """Points in Qdrant, behind one seam: Qdrant Edge in this process, or a Qdrant server by address.
 
-Both engines name their filters alike, so a filter is built once from whichever engine's names are at hand. A version is
-compared by the engine itself when it writes (`upsert(..., fence=...)`), never read first and written after.
+Both engines name their filters alike, so a filter is built once from whichever engine's names are at hand. What a write
+depends on is compared by the engine itself as it writes (`only_over`), never read first and written after.
 """
 
 from __future__ import annotations
@@ -50,25 +50,26 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A condition: every `equals` holds (a list: one of them), every bound holds, the point is one of any `ids`."""
+    """A condition: every `equals` holds (a list: one of them), every bound holds, the point is one of any `ids`, and
+    none of `other_than`."""
 
     equals: Mapping[str, str | list[str]] = field(default_factory=dict)
     at_least: Mapping[str, int] = field(default_factory=dict)
     at_most: Mapping[str, int] = field(default_factory=dict)
-    below: Mapping[str, int] = field(default_factory=dict)
     ids: Sequence[str] = ()
+    other_than: Sequence[str] = ()
 
 
 class Points(Protocol):
     """One collection. Every write is acknowledged (in the engine's write-ahead log) when the call returns."""
 
-    def upsert(self, points: Sequence[Point], fence: tuple[str, int] | None = None) -> None:
-        """Write points; with `fence=(field, version)` an existing point is overwritten only if its field is below."""
+    def upsert(self, points: Sequence[Point], only_over: Where | None = None) -> None:
+        """Write points; one that exists already is overwritten only if `only_over` holds of it as it is then."""
         ...
 
-    def set_payload(self, ids: Sequence[str], payload: Mapping[str, Any]) -> None: ...
-
-    def set_sparse(self, vectors: Mapping[str, Sparse]) -> None: ...
+    def set_payload(self, where: Where, payload: Mapping[str, Any]) -> None:
+        """Replace these fields of the payload of the points for which the condition holds then."""
+        ...
 
     def delete(self, where: Where) -> None: ...
 
@@ -130,24 +131,20 @@ class EdgePoints:
                 f"the index in {directory} cannot be opened ({error}): remove {directory.parent} and it is built anew"
             ) from error
 
-    def upsert(self, points: Sequence[Point], fence: tuple[str, int] | None = None) -> None:
+    def upsert(self, points: Sequence[Point], only_over: Where | None = None) -> None:
         names = self._names
-        rows = [names.Point(point.id, self._vectors(point), dict(point.payload)) for point in points]
-        condition = _filter(names, Where(below={fence[0]: fence[1]})) if fence else None
-        if rows:
+        condition = _filter(names, only_over) if only_over else None
+        for start in range(0, len(points), PAGE):
+            rows = [
+                names.Point(point.id, self._vectors(point), dict(point.payload))
+                for point in points[start : start + PAGE]
+            ]
             self._shard.update(names.UpdateOperation.upsert_points(rows, condition=condition))
 
-    def set_payload(self, ids: Sequence[str], payload: Mapping[str, Any]) -> None:
-        if ids:
-            self._shard.update(self._names.UpdateOperation.set_payload(list(ids), dict(payload)))
-
-    def set_sparse(self, vectors: Mapping[str, Sparse]) -> None:
-        rows = [
-            self._names.PointVectors(id, {SPARSE: self._names.SparseVector(sparse.indices, sparse.values)})
-            for id, sparse in vectors.items()
-        ]
-        if rows:
-            self._shard.update(self._names.UpdateOperation.update_vectors(rows))
+    def set_payload(self, where: Where, payload: Mapping[str, Any]) -> None:
+        self._shard.update(
+            self._names.UpdateOperation.set_payload_by_filter(_filter(self._names, where), dict(payload))
+        )
 
     def delete(self, where: Where) -> None:
         self._shard.update(self._names.UpdateOperation.delete_points_by_filter(_filter(self._names, where)))
@@ -219,28 +216,17 @@ class ServerPoints:
         for name, kind in indexed.items():
             client.create_payload_index(collection, name, getattr(models.PayloadSchemaType, kind.upper()), wait=True)
 
-    def upsert(self, points: Sequence[Point], fence: tuple[str, int] | None = None) -> None:
-        rows = [
-            self._names.PointStruct(id=point.id, vector=self._vectors(point), payload=dict(point.payload))
-            for point in points
-        ]
-        condition = _filter(self._names, Where(below={fence[0]: fence[1]})) if fence else None
-        for start in range(0, len(rows), PAGE):
-            self._client.upsert(self._collection, rows[start : start + PAGE], update_filter=condition, wait=True)
+    def upsert(self, points: Sequence[Point], only_over: Where | None = None) -> None:
+        condition = _filter(self._names, only_over) if only_over else None
+        for start in range(0, len(points), PAGE):
+            rows = [
+                self._names.PointStruct(id=point.id, vector=self._vectors(point), payload=dict(point.payload))
+                for point in points[start : start + PAGE]
+            ]
+            self._client.upsert(self._collection, rows, update_filter=condition, wait=True)
 
-    def set_payload(self, ids: Sequence[str], payload: Mapping[str, Any]) -> None:
-        if ids:
-            self._client.set_payload(self._collection, dict(payload), points=list(ids), wait=True)
-
-    def set_sparse(self, vectors: Mapping[str, Sparse]) -> None:
-        rows = [
-            self._names.PointVectors(
-                id=id, vector={SPARSE: self._names.SparseVector(indices=sparse.indices, values=sparse.values)}
-            )
-            for id, sparse in vectors.items()
-        ]
-        if rows:
-            self._client.update_vectors(self._collection, rows, wait=True)
+    def set_payload(self, where: Where, payload: Mapping[str, Any]) -> None:
+        self._client.set_payload(self._collection, dict(payload), points=_filter(self._names, where), wait=True)
 
     def delete(self, where: Where) -> None:
         selector = self._names.FilterSelector(filter=_filter(self._names, where))
@@ -312,12 +298,14 @@ def _filter(names: ModuleType, where: Where) -> Any:
         conditions.append(names.FieldCondition(key=key, match=match))
     conditions += [names.FieldCondition(key=key, range=bounds(gte=value)) for key, value in where.at_least.items()]
     conditions += [names.FieldCondition(key=key, range=bounds(lte=value)) for key, value in where.at_most.items()]
-    conditions += [names.FieldCondition(key=key, range=bounds(lt=value)) for key, value in where.below.items()]
     if where.ids:
-        # The one condition that the two engines spell differently.
-        own = {} if hasattr(names, "EdgeShard") else {"has_id": list(where.ids)}
-        conditions.append(names.HasIdCondition(**own) if own else names.HasIdCondition(set(where.ids)))
-    return names.Filter(must=conditions)
+        conditions.append(_has_id(names, where.ids))
+    return names.Filter(must=conditions, must_not=[_has_id(names, where.other_than)] if where.other_than else None)
+
+
+def _has_id(names: ModuleType, ids: Sequence[str]) -> Any:
+    """The one condition that the two engines spell differently."""
+    return names.HasIdCondition(set(ids)) if hasattr(names, "EdgeShard") else names.HasIdCondition(has_id=list(ids))
 
 
 def _stored(point: Any, score: float) -> Stored:

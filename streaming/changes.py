@@ -15,6 +15,8 @@ from bson import json_util
 
 from corpus.documents import ORDER_BITS, WAREHOUSE_HEADER, Document, from_record, source_version
 
+# The header of a change that `twin verify --repair` sends again.
+REPAIR_HEADER = "twin.repair"
 UPSERTS = {"r": "snapshot", "c": "create", "u": "update"}
 # Dates as aware datetimes, numbers as Python's own, whichever of the two forms of extended JSON a sender writes.
 JSON_OPTIONS = json_util.JSONOptions(tz_aware=True, json_mode=json_util.JSONMode.RELAXED)
@@ -43,7 +45,8 @@ class Upsert:
     `version` is None for a snapshot's read, which has no place in the source's history: Debezium stamps it with the
     time at which it was sent, and a change committed between the reading and the sending would seem older.
     `source_hash`: the content hash that its record claims (a record edited by hand still has the former one);
-    `committed_at`: when its source committed it, None for a snapshot's read.
+    `committed_at`: when its source committed it, None for a snapshot's read; `repair`: the index is known to be wrong
+    about this document, so nothing that it holds of it is taken for granted.
     """
 
     message: Message
@@ -51,6 +54,7 @@ class Upsert:
     document: Document
     source_hash: str
     committed_at: datetime | None
+    repair: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +151,8 @@ def decode(message: Message, warehouse: str) -> Event:
         document = from_record(record)
     except (ValueError, OverflowError) as error:  # InvalidDocument is one; a lone surrogate raises another
         return DeadLetter(message, "validate", str(error), document_id, version, source_hash)
-    return Upsert(message, version, document, source_hash, _committed_at(envelope))
+    repair = REPAIR_HEADER in dict(message.headers)
+    return Upsert(message, version, document, source_hash, _committed_at(envelope), repair)
 
 
 def newest(events: Sequence[Event]) -> list[Event]:

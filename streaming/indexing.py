@@ -32,10 +32,14 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """A document delivered again with the content that the ledger's `record` has."""
+    """A document delivered again with the content that the ledger's `record` has; `record` says what is new of it.
+
+    `chunks`: those of the record where downstream is to be told again, which a snapshot's read asks for.
+    """
 
     change: Upsert
     record: Record
+    chunks: tuple[Chunk, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class Unchanged:
 
     message: Message
     why: str
+    document_id: str
 
 
 Prepared = Derived | Same | Delete | Unchanged | Ignored | DeadLetter
@@ -80,17 +85,23 @@ def index_batch(
     of all documents are embedded together. Raises only if the index or the model fails, never for a document's content;
     and what `go_on` raises, which is called every second or so while the model is at work: nothing is written then.
     """
-    events = newest(events)
-    ledger = index.records([id for event in events if (id := _document_of(event)) is not None])
-    prepared = [_prepare(event, ledger, index.generation, embedder) for event in events]
-    vectors = _embed([item for item in prepared if isinstance(item, Derived)], ledger, embedder, go_on)
-    return [_apply(item, index, ledger, vectors) for item in prepared]
+    outcomes: dict[int, Outcome] = {}
+    pending = dict(enumerate(newest(events)))
+    while pending:
+        ledger = index.records([id for event in pending.values() if (id := _document_of(event)) is not None])
+        prepared = {at: _prepare(event, ledger, index.generation, embedder) for at, event in pending.items()}
+        vectors = _vectors(list(prepared.values()), index, embedder, go_on)
+        applied = {at: _apply(item, index, ledger, vectors) for at, item in prepared.items()}
+        outcomes |= {at: outcome for at, outcome in applied.items() if outcome is not None}
+        # Somebody else wrote to these documents meanwhile: compare them with what the ledger says now.
+        pending = {at: pending[at] for at, outcome in applied.items() if outcome is None}
+    return [outcomes[at] for at in range(len(events))]
 
 
-def _document_of(event: Event) -> str | None:
+def _document_of(event: Event | Unchanged) -> str | None:
     if isinstance(event, Upsert):
         return event.document.id
-    return event.document_id if isinstance(event, Delete | DeadLetter) else None
+    return event.document_id if isinstance(event, Delete | DeadLetter | Unchanged) else None
 
 
 def _prepare(event: Event, ledger: Mapping[str, Record], generation: str, embedder: Embedder) -> Prepared:
@@ -99,12 +110,13 @@ def _prepare(event: Event, ledger: Mapping[str, Record], generation: str, embedd
     if isinstance(event, Ignored) or (isinstance(event, DeadLetter) and event.document_id is None):
         return event
     if record is not None and _overtaken(event, record):
-        return Unchanged(event.message, "stale")
+        return Unchanged(event.message, "stale", record.document_id)
     if not isinstance(event, Upsert):
         # Also in the ledger's own version: a crash may have come between the record and the points.
         return event
-    if record is not None and record.version is not None and record.content_hash == event.document.content_hash:
-        return Same(event, record)
+    same = record is not None and record.version is not None and record.content_hash == event.document.content_hash
+    if record is not None and same and not event.repair:
+        return _same(event, record)
     return _derive(event, _seen(event.version, record), generation, embedder)
 
 
@@ -167,17 +179,54 @@ def _refused(change: Upsert, step: str, reason: str) -> DeadLetter:
     return DeadLetter(change.message, step, reason, change.document.id, change.version, change.source_hash)
 
 
-def _embed(
-    derived: Sequence[Derived], ledger: Mapping[str, Record], embedder: Embedder, go_on: Callable[[], None]
-) -> dict[str, Sequence[float]]:
-    """A vector for every chunk that its document did not have, across all documents."""
+def _same(change: Upsert, record: Record) -> Same:
+    """The record with the delivery noted. After a snapshot the log may be a new one, so downstream is told again."""
+    now = replace(
+        record,
+        seen=record.seen if change.version is None else change.version,
+        failure=None,
+        source_hash=change.source_hash,
+        crawled_at=change.document.crawled_at,
+        log=change.message.log,
+        offset=change.message.offset,
+    )
+    chunks = (
+        Chunk(position, place.heading_path, record.text[place.start : place.end], place.start, place.end)
+        for position, place in enumerate(record.places)
+    )
+    return Same(change, now, tuple(chunks) if change.version is None else ())
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Dense vectors by chunk id; `embedded` are those that were computed now, the others were in the index."""
+
+    by_id: Mapping[str, Sequence[float]]
+    embedded: frozenset[str]
+
+
+def _vectors(
+    prepared: Sequence[Prepared], index: QdrantIndex, embedder: Embedder, go_on: Callable[[], None]
+) -> Vectors:
+    """A vector for every chunk of these documents: the index's own, or a new one, embedded across all documents.
+
+    An id holds the text's hash, so the vector of a point is that of its text, whichever version wrote it.
+    """
     texts: dict[str, str] = {}
-    for item in derived:
-        before = ledger.get(item.record.document_id)
-        known = set(before.chunk_ids) if before else set()
-        for place, chunk in zip(item.record.places, item.chunks, strict=True):
-            if place.chunk_id not in known:
-                texts[place.chunk_id] = chunk.text
+    trusted: list[str] = []
+    for item in prepared:
+        if isinstance(item, Derived | Same):
+            own = {place.chunk_id: chunk.text for place, chunk in zip(item.record.places, item.chunks, strict=False)}
+            texts |= own
+            # A repair takes nothing for granted.
+            trusted += () if item.change.repair else own
+    kept = index.vectors(trusted)
+    embedded = _embed({id: text for id, text in texts.items() if id not in kept}, embedder, go_on)
+    return Vectors({**kept, **embedded}, frozenset(embedded))
+
+
+def _embed(texts: Mapping[str, str], embedder: Embedder, go_on: Callable[[], None]) -> dict[str, Sequence[float]]:
+    """A vector for each text, by the same key."""
     ids = list(texts)
     vectors: dict[str, Sequence[float]] = {}
     for start in range(0, len(ids), EMBEDDED_TOGETHER):
@@ -187,53 +236,52 @@ def _embed(
     return vectors
 
 
-def _apply(
-    item: Prepared, index: QdrantIndex, ledger: Mapping[str, Record], vectors: Mapping[str, Sequence[float]]
-) -> Outcome:
-    """Write one document's change to the index."""
+def _apply(item: Prepared, index: QdrantIndex, ledger: Mapping[str, Record], vectors: Vectors) -> Outcome | None:
+    """Write one document's change to the index; None if the ledger's record is no longer what it was compared with."""
+    before = ledger.get(_subject(item) or "")
     if isinstance(item, Derived):
-        return _replace(item, index, ledger.get(item.record.document_id), vectors)
+        return _replace(item, index, before, vectors)
     if isinstance(item, Same):
-        return _same(item, index)
+        return _touch(item, index, before, vectors)
     if isinstance(item, Delete):
-        before = ledger.get(item.document_id)
-        index.delete(
-            Record(
-                document_id=item.document_id,
-                seen=item.version,
-                deleted=True,
-                log=item.message.log,
-                offset=item.message.offset,
-            ),
-            before,
+        tombstone = Record(
+            document_id=item.document_id,
+            seen=item.version,
+            deleted=True,
+            log=item.message.log,
+            offset=item.message.offset,
         )
-        return Removed(item, len(before.places) if before else 0)
+        removed = len(before.places) if before else 0
+        return Removed(item, removed) if index.delete(tombstone, before) else None
     if isinstance(item, DeadLetter) and item.document_id is not None:
-        index.fail(_failed(item, ledger.get(item.document_id)))
+        return item if index.fail(_failed(item, before), before) else None
+    if isinstance(item, Unchanged) and before is not None:
+        # What this change wrote before it was overtaken, if it was only now.
+        index.sweep(before)
     return item
 
 
-def _same(item: Same, index: QdrantIndex) -> Indexed | Unchanged:
-    """Note the delivery. After a snapshot the log may be a new one, so downstream is told of the document again."""
+def _subject(item: Prepared) -> str | None:
+    """The document that is written to."""
+    return item.record.document_id if isinstance(item, Derived | Same) else _document_of(item)
+
+
+def _touch(item: Same, index: QdrantIndex, before: Record | None, vectors: Vectors) -> Outcome | None:
     change, record = item.change, item.record
-    message = change.message
-    now = replace(
-        record,
-        seen=record.seen if change.version is None else change.version,
-        failure=None,
-        source_hash=change.source_hash,
-        crawled_at=change.document.crawled_at,
-        log=message.log,
-        offset=message.offset,
+    if before is None:
+        raise ValueError(f"{record.document_id} is the same as no record")
+    own = {id for id in record.chunk_ids if id in vectors.embedded}
+    if own:
+        # Points that are gone although the record has them.
+        if not index.replace(record, item.chunks, vectors.by_id, before):
+            return None
+    else:
+        index.touch(before, record)
+    if not item.chunks:
+        return Unchanged(change.message, "same", record.document_id)
+    return Indexed(
+        change, record, item.chunks, vectors.by_id, embedded=len(own), reused=len(item.chunks) - len(own), removed=0
     )
-    index.touch(record, now)
-    if change.version is not None:
-        return Unchanged(message, "same")
-    chunks = tuple(
-        Chunk(position, place.heading_path, record.text[place.start : place.end], place.start, place.end)
-        for position, place in enumerate(record.places)
-    )
-    return Indexed(change, now, chunks, index.vectors(record.chunk_ids), embedded=0, reused=len(chunks), removed=0)
 
 
 def _failed(item: DeadLetter, record: Record | None) -> Record:
@@ -244,20 +292,18 @@ def _failed(item: DeadLetter, record: Record | None) -> Record:
     return replace(kept, seen=seen, failure=failure, log=item.message.log, offset=item.message.offset)
 
 
-def _replace(
-    item: Derived, index: QdrantIndex, before: Record | None, vectors: Mapping[str, Sequence[float]]
-) -> Indexed:
+def _replace(item: Derived, index: QdrantIndex, before: Record | None, vectors: Vectors) -> Indexed | None:
     ids = item.record.chunk_ids
-    own = {id: vectors[id] for id in ids if id in vectors}
-    kept = [id for id in ids if id not in own]
-    index.replace(item.record, item.chunks, own, before)
+    if not index.replace(item.record, item.chunks, vectors.by_id, before):
+        return None
+    embedded = sum(id in vectors.embedded for id in ids)
     former = set(before.chunk_ids) if before else set()
     return Indexed(
         change=item.change,
         record=item.record,
         chunks=item.chunks,
-        vectors={**index.vectors(kept), **own},
-        embedded=len(own),
-        reused=len(kept),
+        vectors={id: vectors.by_id[id] for id in ids},
+        embedded=embedded,
+        reused=len(ids) - embedded,
         removed=len(former - set(ids)),
     )

@@ -48,7 +48,6 @@ def written(
         start += len(passage) + 1
     ids = [chunk_id(document_id, passage) for passage in passages]
     before = index.records([document_id]).get(document_id)
-    known = set(before.chunk_ids) if before else set()
     record = Record(
         document_id=document_id,
         seen=version,
@@ -60,7 +59,7 @@ def written(
         author=str(fields.pop("author", "Ada Lovelace")),
         **fields,  # type: ignore[arg-type]
     )
-    vectors = {id: vector(passage) for id, passage in zip(ids, passages, strict=True) if id not in known}
+    vectors = {id: vector(passage) for id, passage in zip(ids, passages, strict=True)}
     index.replace(record, chunks, vectors, before)
     return record
 
@@ -107,7 +106,9 @@ def test_an_edit_keeps_untouched_points_and_removes_the_replaced_one(index: Qdra
 
     written(index, "a", ["new opening", "first passage", "third passage"], 6)
 
-    assert index.vectors(kept) == before
+    after = index.vectors(kept)
+    # The client's stand-in for a server normalises a vector each time that it is written.
+    assert {id: pytest.approx(vector) for id, vector in before.items()} == after
     assert [(hit.text, hit.position, hit.version) for hit in index.chunks("a")] == [
         ("new opening", 0, 6),
         ("first passage", 1, 6),
@@ -143,13 +144,14 @@ def test_an_older_record_never_replaces_a_newer_one(index: QdrantIndex) -> None:
     before = index.records(["a"])["a"]
 
     stale = Record(document_id="a", seen=7, version=7, text="older", title="Old")
-    index.replace(stale, [], {}, before)
+    taken = index.replace(stale, [], {}, before)
 
+    assert not taken
     assert index.records(["a"])["a"].text == "newer"
     assert found(index, "newer") == ["newer"]
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3])
+@pytest.mark.parametrize("stop_after", [0, 1, 2])
 def test_a_crash_between_effects_is_finished_by_the_redelivery(
     index: QdrantIndex, stop_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,8 +199,8 @@ def test_filters_narrow_a_search(index: QdrantIndex) -> None:
 
 def test_a_failure_is_noted_beside_what_was_indexed_and_cleared_by_a_redelivery(index: QdrantIndex) -> None:
     record = written(index, "a", ["good"], 5)
-    index.fail(replace(record, seen=6, failure=Failure(6, "clean", "it is empty")))
-    index.fail(Record(document_id="b", seen=4, failure=Failure(4, "validate", "no title")))
+    index.fail(replace(record, seen=6, failure=Failure(6, "clean", "it is empty")), record)
+    index.fail(Record(document_id="b", seen=4, failure=Failure(4, "validate", "no title")), None)
 
     assert index.records(["a"])["a"].failure == Failure(6, "clean", "it is empty")
     assert found(index, "good") == ["good"]
@@ -242,7 +244,8 @@ def test_a_killed_process_loses_nothing_that_was_acknowledged(tmp_path: Path) ->
         for number in range(50):
             written(index, f"d{{number}}", [f"passage {{number}}", f"further {{number}}"], number + 1)
         for number in range(10):
-            index.delete(Record(document_id=f"d{{number}}", seen=100, deleted=True), None)
+            before = index.records([f"d{{number}}"])[f"d{{number}}"]
+            index.delete(Record(document_id=f"d{{number}}", seen=100, deleted=True), before)
         os.kill(os.getpid(), signal.SIGKILL)
         """
     )
@@ -262,3 +265,51 @@ def test_fusion_prefers_what_both_sides_rank_high() -> None:
     assert max(scores, key=lambda id: scores[id]) == "both"
     assert min(scores, key=lambda id: scores[id]) == "low"
     assert fuse({}, {"only": 3.0}) == {"only": 0.0}
+
+
+def test_a_writer_that_compared_with_an_older_record_writes_nothing_over_it(index: QdrantIndex) -> None:
+    written(index, "a", ["first", "second"], 5)
+    compared = index.records(["a"])["a"]
+    written(index, "a", ["first", "third"], 6)
+
+    deleted = index.delete(Record(document_id="a", seen=7, deleted=True), compared)
+    failed = index.fail(replace(compared, seen=8, failure=Failure(8, "clean", "it is empty")), compared)
+    index.touch(compared, replace(compared, seen=9))
+
+    assert (deleted, failed) == (False, False)
+    assert [hit.text for hit in index.chunks("a")] == ["first", "third"]
+    assert index.records(["a"])["a"].seen == 6
+    assert index.counts().chunks == 2
+
+
+def test_a_slow_writer_of_an_older_version_takes_no_point_from_a_newer_one(
+    index: QdrantIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newer one keeps a passage that the older one removes, and comes between the older one's effects."""
+    written(index, "a", ["first", "second"], 5)
+    write = index._write
+
+    def overtaken(record: Record, before: Record | None) -> bool:
+        monkeypatch.setattr(index, "_write", write)
+        written(index, "a", ["second", "fourth"], 7)
+        return write(record, before)
+
+    monkeypatch.setattr(index, "_write", overtaken)
+    written(index, "a", ["first", "third"], 6)
+
+    assert [hit.text for hit in index.chunks("a")] == ["second", "fourth"]
+    index.sweep(index.records(["a"])["a"])
+    assert index.counts().chunks == 2
+    assert found(index, "second") == ["second", "fourth"]
+
+
+def test_a_tombstone_is_kept_for_a_time_and_then_forgotten(index: QdrantIndex) -> None:
+    written(index, "a", ["gone early"], 5)
+    written(index, "b", ["gone late"], 5)
+    for name, version in (("a", 9), ("b", 20)):
+        index.delete(Record(document_id=name, seen=version, deleted=True), index.records([name])[name])
+
+    assert index.forget_tombstones(20) == 1
+
+    assert set(index.records(["a", "b"])) == {"b"}
+    assert index.forget_tombstones(20) == 0

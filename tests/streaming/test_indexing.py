@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from corpus.documents import Document, new_document, to_record
 from corpus.index import Filters, QdrantIndex, open_index
+from corpus.points import Where
 from corpus.settings import load
-from streaming.changes import DeadLetter, Event, Message, decode, delete_envelope, upsert_envelope
+from streaming.changes import REPAIR_HEADER, DeadLetter, Event, Message, decode, delete_envelope, upsert_envelope
 from streaming.indexing import Indexed, Removed, Unchanged, index_batch
 
 HERE = "11111111-2222-4333-8444-555555555555"
@@ -152,6 +154,74 @@ def test_a_late_older_upsert_does_not_bring_a_deleted_document_back(index: Qdran
     assert index.counts().documents == 1
 
 
+def test_a_change_that_is_refused_after_one_that_is_not_leaves_the_earlier_one_searchable(
+    index: QdrantIndex, embedder: WordEmbedder
+) -> None:
+    good = document("a", article(["good"]))
+    index_batch([upserted(document("a", article(["former"])), 1)], index, embedder)
+    broken = {**upsert_envelope(to_record(good), 6, "twin", HERE), "value": b'{"op": "u", "source": {"ts_ms": "x"}}'}
+
+    outcomes = index_batch([upserted(good, 5), decode(Message("changes", 0, 6, **broken), HERE)], index, embedder)
+
+    assert [type(outcome) for outcome in outcomes] == [Indexed, DeadLetter]
+    record = index.records([good.id])[good.id]
+    assert "good" in record.text
+    assert record.failure is not None
+    assert index.counts().chunks == len(record.places)
+
+
+def test_of_two_workers_with_one_document_the_newer_change_stays_whoever_is_slower(
+    index: QdrantIndex, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uniques = ["one", "two", "three"]
+    older, newer = (document("a", article([*uniques, word])) for word in ("older", "newer"))
+    index_batch([upserted(document("a", article(uniques)), 1)], index, embedder)
+    write = index._write
+
+    def overtaken(*arguments: Any) -> bool:
+        monkeypatch.setattr(index, "_write", write)
+        index_batch([upserted(newer, 6)], index, embedder)
+        return write(*arguments)
+
+    monkeypatch.setattr(index, "_write", overtaken)
+    (outcome,) = index_batch([upserted(older, 5)], index, embedder)
+
+    assert isinstance(outcome, Unchanged)
+    assert index.records([newer.id])[newer.id].content_hash == newer.content_hash
+    assert index.counts().chunks == len(index.records([newer.id])[newer.id].places)
+
+
+def test_points_that_are_gone_come_back_with_a_snapshot(index: QdrantIndex, embedder: WordEmbedder) -> None:
+    one = document("a", article(["one", "two", "three"]))
+    index_batch([upserted(one, 5)], index, embedder)
+    lost = index.records([one.id])[one.id].chunk_ids[1]
+    index._chunks.delete(Where(ids=[lost]))
+
+    (outcome,) = index_batch([read(one, offset=0)], index, embedder)
+
+    assert isinstance(outcome, Indexed)
+    assert (outcome.embedded, outcome.reused) == (1, 2)
+    assert lost in index.vectors([lost])
+
+
+def test_a_repair_writes_a_document_anew_though_the_ledger_has_it(index: QdrantIndex, embedder: WordEmbedder) -> None:
+    one = document("a", article(["one", "two"]))
+    index_batch([upserted(one, 5)], index, embedder)
+    first, second = index.records([one.id])[one.id].chunk_ids
+    index._chunks.delete(Where(ids=[first]))
+    index._chunks.set_payload(Where(ids=[second]), {"author": "Mallory"})
+    asked = upsert_envelope(to_record(one), 9, "twin", HERE)
+    headers = (*asked["headers"], (REPAIR_HEADER, b"1"))
+
+    message = Message("changes", 0, 9, asked["key"], asked["value"], headers)
+    (outcome,) = index_batch([decode(message, HERE)], index, embedder)
+
+    assert isinstance(outcome, Indexed)
+    assert outcome.embedded == 2
+    assert {point.payload["author"] for point in index._chunks.retrieve([first, second])} == {"Ada"}
+    assert index.counts().chunks == 2
+
+
 def test_equal_texts_of_two_documents_are_two_sets_of_points(index: QdrantIndex, embedder: WordEmbedder) -> None:
     first, second = document("a", article(["same"])), document("b", article(["same"]))
     index_batch([upserted(first, 1), upserted(second, 2)], index, embedder)
@@ -216,7 +286,7 @@ def test_a_redelivered_read_does_not_undo_a_later_change(index: QdrantIndex, emb
 
     (again,) = index_batch([read(old, offset=3)], index, embedder)
 
-    assert again == Unchanged(again.message, "stale")
+    assert again == Unchanged(again.message, "stale", old.id)
     (anew,) = index_batch([read(old, offset=3, log="life-2")], index, embedder)
     assert isinstance(anew, Indexed)
 

@@ -63,6 +63,6 @@ def test_a_dead_letter_holds_its_message_byte_for_byte() -> None:
 
 
 def test_what_changes_nothing_tells_nothing_and_still_counts_as_read() -> None:
-    for outcome in (Ignored(MESSAGE, "tombstone"), Unchanged(MESSAGE, "stale")):
+    for outcome in (Ignored(MESSAGE, "tombstone"), Unchanged(MESSAGE, "stale", "a")):
         assert features(outcome, LOG, "g1") == []
         assert message_of(outcome) == MESSAGE
