@@ -201,11 +201,13 @@ class QdrantIndex:
     def records(self, document_ids: Sequence[str]) -> dict[str, Record]:
         """The ledger's records of these documents, deleted ones among them; unknown ids are left out."""
         stored = self._ledger.retrieve([ledger_point(id) for id in document_ids])
-        return {record.document_id: record for record in map(_record, stored)}
+        return {record.document_id: record for record in map(record_of, stored)}
 
     def scan(self) -> Iterator[Record]:
         """Every record but tombstones, without its text."""
-        return map(_record, self._ledger.scroll(Where(equals={"state": [INDEXED, WITHOUT_VERSION]}), without=("text",)))
+        return map(
+            record_of, self._ledger.scroll(Where(equals={"state": [INDEXED, WITHOUT_VERSION]}), without=("text",))
+        )
 
     def chunks(self, document_id: str) -> list[Hit]:
         """The chunks of a document in order; their score is 0."""
@@ -221,6 +223,23 @@ class QdrantIndex:
         return {
             point.id: point.dense for point in self._chunks.retrieve(chunk_ids, dense=True) if point.dense is not None
         }
+
+    def ledger_points(self, document_ids: Sequence[str] | None = None, ids: Sequence[str] = ()) -> Iterator[Stored]:
+        """The ledger as it is stored, tombstones too: all of it, or these documents' records and these points."""
+        if document_ids is None:
+            return self._ledger.scroll(Where())
+        return iter(self._ledger.retrieve(list(dict.fromkeys((*map(ledger_point, document_ids), *ids)))))
+
+    def chunk_points(self, document_ids: Sequence[str] | None = None, ids: Sequence[str] = ()) -> Iterator[Stored]:
+        """Chunks as they are stored, without vectors: all, or those that name these documents, and these points."""
+        if document_ids is None:
+            yield from self._chunks.scroll(Where())
+            return
+        found = {point.id: point for point in self._chunks.retrieve(list(ids))}
+        if document_ids:
+            of_documents = self._chunks.scroll(Where(equals={"document_id": list(document_ids)}))
+            found |= {point.id: point for point in of_documents}
+        yield from found.values()
 
     # Writing
 
@@ -282,6 +301,13 @@ class QdrantIndex:
         newest = record.seen if record.deleted else (record.version or 0)
         owner = {"document_id": record.document_id}
         self._chunks.delete(Where(equals=owner, at_most={"version": newest}, other_than=record.chunk_ids))
+
+    def remove(self, ledger_ids: Sequence[str], chunk_ids: Sequence[str]) -> None:
+        """Remove points that no change of a document can reach: of `ledger_points` and `chunk_points`."""
+        if ledger_ids:
+            self._ledger.delete(Where(ids=ledger_ids))
+        if chunk_ids:
+            self._chunks.delete(Where(ids=chunk_ids))
 
     def forget_tombstones(self, before: int) -> int:
         """Remove the records of documents whose deletion is older than this version; how many there were."""
@@ -437,9 +463,9 @@ def _check_generation(current: str, wanted: str, remedy: str) -> None:
         )
 
 
-def _record(stored: Stored) -> Record:
-    payload = dict(stored.payload)
-    return msgspec.convert(payload, Record)
+def record_of(stored: Stored) -> Record:
+    """A point of the ledger as a record. Raises msgspec.ValidationError if it is none."""
+    return msgspec.convert(stored.payload, Record)
 
 
 def _hit(record: Record, chunk_id: str, score: float) -> Hit | None:

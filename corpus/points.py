@@ -152,7 +152,7 @@ class EdgePoints:
     def retrieve(self, ids: Sequence[str], without: Sequence[str] = (), dense: bool = False) -> list[Stored]:
         if not ids:
             return []
-        records = self._shard.retrieve(list(ids), self._payload(without), [DENSE] if dense else False)
+        records = self._shard.retrieve(_own_ids(ids), self._payload(without), [DENSE] if dense else False)
         return [_stored(record, 0.0) for record in records]
 
     def scroll(self, where: Where, without: Sequence[str] = ()) -> Iterator[Stored]:
@@ -236,7 +236,10 @@ class ServerPoints:
         if not ids:
             return []
         records = self._client.retrieve(
-            self._collection, list(ids), with_payload=self._payload(without), with_vectors=[DENSE] if dense else False
+            self._collection,
+            _own_ids(ids),
+            with_payload=self._payload(without),
+            with_vectors=[DENSE] if dense else False,
         )
         return [_stored(record, 0.0) for record in records]
 
@@ -305,7 +308,13 @@ def _filter(names: ModuleType, where: Where) -> Any:
 
 def _has_id(names: ModuleType, ids: Sequence[str]) -> Any:
     """The one condition that the two engines spell differently."""
-    return names.HasIdCondition(set(ids)) if hasattr(names, "EdgeShard") else names.HasIdCondition(has_id=list(ids))
+    own = _own_ids(ids)
+    return names.HasIdCondition(set(own)) if hasattr(names, "EdgeShard") else names.HasIdCondition(has_id=own)
+
+
+def _own_ids(ids: Sequence[str]) -> list[Any]:
+    """Ids as the engines have them: ours are UUIDs, a point of somebody else's may have a number."""
+    return [int(id) if id.isdecimal() else id for id in ids]
 
 
 def _stored(point: Any, score: float) -> Stored:

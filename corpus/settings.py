@@ -64,6 +64,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     embedding_model: str = "minilm-l6-int8"
     embedding_threads: Annotated[int, msgspec.Meta(ge=1)] = 2
     reconcile_interval: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    verify_interval: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
+    tombstone_retention: Annotated[float, msgspec.Meta(ge=0)] = 7 * 86_400.0
 
     @property
     def log_directory(self) -> Path:

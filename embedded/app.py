@@ -6,20 +6,26 @@ import asyncio
 import logging
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from corpus.agreement import Disagreement
+from corpus.documents import ORDER_BITS
 from corpus.index import QdrantIndex, open_index
 from corpus.settings import Settings, running_addresses
 from streaming.clients import consumer_group
 from streaming.dataflow import feature_dataflow
 from streaming.log import Log
 from streaming.progress import Progress
-from streaming.reconcile import disagreement, reenter
+from streaming.reconcile import Repaired, disagreement, reenter
 from streaming.runner import DataflowRunner
+from streaming.verify import NotApplied, Report, Verification, described, summary
+from streaming.waiting import TimedOut, Wait
 
 if TYPE_CHECKING:
     from bytewax.dataflow import Dataflow
@@ -31,6 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 CONNECTOR_INTERVAL = 5.0
 WAREHOUSE_INTERVAL = 1.0
+TOMBSTONE_INTERVAL = 3600.0
+# For changes under way to be applied, before a verification looks again.
+SETTLE_SECONDS = 30.0
 LAST_LOOK = 1.0
 
 
@@ -38,7 +47,8 @@ LAST_LOOK = 1.0
 class Stream:
     """The dataflow of these settings and what it needs: for the app of one machine and for `twin stream`.
 
-    `warehouse_id`: the identity of the warehouse whose changes count, once it was asked.
+    `warehouse_id`: the identity of the warehouse whose changes count, once it was asked; `verified`: the report of the
+    last verification of everything.
     """
 
     settings: Settings
@@ -47,6 +57,8 @@ class Stream:
     embedder: Embedder
     progress: Progress
     warehouse_id: str = ""
+    verified: Report | None = None
+    _verifying: threading.Lock = field(default_factory=threading.Lock)
 
     def log(self) -> Log:
         from ingestion.topics import topics
@@ -92,13 +104,57 @@ class Stream:
         difference = disagreement(self.warehouse, self.index)
         if not difference.behind and not difference.leftover:
             return {"upserts": 0, "deletes": 0}
-        log = self.log()
-        repaired = reenter(
-            self.warehouse, log.bootstrap, log.changes, self.settings.database, difference.behind, difference.leftover
-        )
+        repaired = self._send((*difference.behind, *difference.leftover), repair=False)
         logger.warning("reconcile sent %d upserts and %d deletes again", repaired.upserts, repaired.deletes)
         self.progress.count(reconciled=repaired.upserts + repaired.deletes)
         return {"upserts": repaired.upserts, "deletes": repaired.deletes}
+
+    def verify(self, repair: bool = False, since: datetime | None = None, sample: int | None = None) -> Report:
+        """Compare everything in the index with the warehouse; one verification at a time."""
+        with self._verifying:
+            self.recognise()
+            verification = Verification(
+                self.warehouse, self.index, self.embedder, self._settle, partial(self._send, repair=True)
+            )
+            report = verification.run(repair=repair, since=since, sample=sample)
+            if since is None and sample is None:
+                self.verified = report
+        self.progress.count(verified=1, repaired=report.repaired)
+        if report.found:
+            logger.warning("verification found %d faults and mended %d", report.found, report.repaired)
+        return report
+
+    def last_report(self) -> dict[str, Any] | None:
+        """The last verification of everything, without its faults."""
+        return summary(self.verified) if self.verified else None
+
+    def forget_tombstones(self) -> None:
+        """Remove the records of documents that were deleted longer ago than the settings keep them."""
+        oldest = self.warehouse.now() - (int(self.settings.tombstone_retention * 1000) << ORDER_BITS)
+        self.progress.count(tombstones_removed=self.index.forget_tombstones(oldest))
+
+    def _send(self, ids: Iterable[str], *, repair: bool) -> Repaired:
+        log = self.log()
+        return reenter(self.warehouse, log.bootstrap, log.changes, self.settings.database, ids, repair=repair)
+
+    def _settle(self) -> None:
+        """Return when all that was acknowledged is applied. Raises NotApplied."""
+        from ingestion.topics import topics
+
+        log = self.log()
+        deadline = time.monotonic() + SETTLE_SECONDS
+        wait = Wait(
+            lambda: self.warehouse,
+            _Itself(self),
+            lambda: log.bootstrap,
+            log.changes,
+            topics(self.settings).watermarks,
+            deadline,
+        )
+        try:
+            wait.until_applied()
+        except TimedOut as error:
+            raise NotApplied(str(error)) from error
 
     def status(self) -> Status:
         counts = self.index.counts()
@@ -107,6 +163,7 @@ class Stream:
             "index": {"documents": counts.documents, "chunks": counts.chunks, "generation": self.index.generation},
             "lag": self.progress.lag(),
             "freshness": asdict(self.progress.freshness()),
+            "verified": self.last_report(),
             "stream": {
                 "state": self.progress.state,
                 "reason": self.progress.reason,
@@ -116,10 +173,26 @@ class Stream:
         }
 
 
+@dataclass(frozen=True)
+class _Itself:
+    """This app, as a wait asks it."""
+
+    of: Stream
+
+    def stream(self) -> Mapping[str, str]:
+        return {"group": self.of.log().group(self.of.epoch()), "epoch": self.of.epoch()}
+
+    def disagreement(self) -> Disagreement:
+        return disagreement(self.of.warehouse, self.of.index)
+
+    def reconcile(self) -> None:
+        self.of.reconcile()
+
+
 class Repeated:
     """Calls `look` every `interval` seconds in a thread of its own until stopped; one that fails is tried again."""
 
-    def __init__(self, name: str, look: Callable[[], None], interval: float) -> None:
+    def __init__(self, name: str, look: Callable[[], object], interval: float) -> None:
         self._name, self._look, self._interval = name, look, interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -178,6 +251,8 @@ def run_stream(stream: Stream, stack: ExitStack, workers: int = 1) -> None:
     watches = [
         Repeated("reconcile", Reconciler(stream).look, settings.reconcile_interval),
         Repeated("warehouse", stream.recognise, WAREHOUSE_INTERVAL),
+        Repeated("verify", lambda: stream.verify(repair=True), settings.verify_interval),
+        Repeated("tombstones", stream.forget_tombstones, TOMBSTONE_INTERVAL),
     ]
     if settings.connect_url is not None:
         revive = partial(revive_connector, settings.connect_url, stream)
@@ -220,7 +295,7 @@ def serve(settings: Settings, port: int, *, with_stream: bool) -> None:
             run_stream(stream, stack)
             checks["stream"] = lambda: _must_run(progress)
         registry = CollectorRegistry()
-        registry.register(StreamMetrics(progress))
+        registry.register(StreamMetrics(progress, lambda: stream.verified))
         app = create_app(
             Parts(
                 settings=settings,
@@ -230,6 +305,8 @@ def serve(settings: Settings, port: int, *, with_stream: bool) -> None:
                 status=stream.status,
                 language_model=ServedModel(settings) if settings.llm_url else None,
                 reconcile=stream.reconcile,
+                verify=lambda repair, since, sample: described(stream.verify(repair, since, sample)),
+                verified=stream.last_report,
                 checks=checks,
                 registry=registry,
             )

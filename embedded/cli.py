@@ -11,6 +11,7 @@ from typing import Any
 
 from corpus.settings import InvalidSettings, Settings, load, masked_text
 from embedded import commands as embedded_commands
+from embedded import index_commands
 from ingestion import capture_commands
 from ingestion import commands as ingestion_commands
 from serving import commands as serving_commands
@@ -24,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     root.add_argument("--home", metavar="DIR", help="where all state lies (TWIN_HOME, default .twin)")
     subparsers = root.add_subparsers(action=_Commands, dest="command", metavar="COMMAND", required=True)
-    for commands in (embedded_commands, ingestion_commands, capture_commands, serving_commands):
+    for commands in (embedded_commands, ingestion_commands, capture_commands, serving_commands, index_commands):
         commands.register(subparsers)
     return root
 

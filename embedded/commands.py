@@ -36,7 +36,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     wait = subparsers.add_parser("wait", help="return when every acknowledged change is searchable")
     wait.add_argument(
         "--timeout",
-        type=_number(float, 0, math.inf, "a number of seconds"),
+        type=number(float, 0, math.inf, "a number of seconds"),
         default=300.0,
         metavar="S",
         help="give up after S seconds (default 300)",
@@ -49,7 +49,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     serve.add_argument(
         "--port",
-        type=_number(int, 0, 65_535, "a port"),
+        type=number(int, 0, 65_535, "a port"),
         metavar="P",
         help="where to listen (default: TWIN_PORT, else 8787)",
     )
@@ -57,7 +57,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     stream = subparsers.add_parser("stream", help="run the dataflow alone, for an index on a Qdrant server")
     stream.add_argument(
         "--workers",
-        type=_number(int, 1, 1_000, "a number of workers"),
+        type=number(int, 1, 1_000, "a number of workers"),
         default=1,
         metavar="N",
         help="worker threads; partitions are shared among them",
@@ -65,7 +65,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     stream.set_defaults(handler=_stream)
 
 
-def _number(kind: Callable[[str], float], least: float, most: float, said: str) -> Callable[[str], float]:
+def number(kind: Callable[[str], float], least: float, most: float, said: str) -> Callable[[str], float]:
     """A reader of an option's value; `said` tells which values there are."""
 
     def read(text: str) -> float:
@@ -329,8 +329,20 @@ def _status_text(found: dict[str, Any]) -> str:
             if found["lag"] is not None
             else "lag        unknown: nothing reads the log",
             f"freshness  {delays or 'no change yet'}",
+            f"verified   {_verified_text(found['verified'])}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _verified_text(report: dict[str, Any] | None) -> str:
+    """The last verification in a line."""
+    if report is None:
+        return "not since the app started (`twin verify`)"
+    faults = sum(report[kind] for kind in ("missing", "orphaned", "stale", "wrong_generation", "duplicate"))
+    left = faults - report["repaired"]
+    told = "no fault" if not faults else f"{faults} faults, {left} left" if left else f"{faults} faults, all repaired"
+    at = report["finished_at"].partition(".")[0].replace("T", " ")
+    return f"{at} UTC: {report['documents']} documents, {report['chunks']} chunks, {told}"
 
 
 def _doctor(namespace: argparse.Namespace, settings: Settings) -> int:

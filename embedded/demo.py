@@ -18,7 +18,7 @@ TWIN = (sys.executable, "-m", "embedded.cli")
 
 
 def main() -> int:
-    """Start, ingest, wait, ask; 0 when the answer has citations. Everything stays up."""
+    """Start, ingest, wait, ask, verify; 0 when the answer has citations and the index is right. Everything stays up."""
     say("Starting the services of one machine (documents, log, capture, app)")
     start = time.monotonic()
     if run("up", "--detach") != 0:
@@ -32,6 +32,9 @@ def main() -> int:
     say(f"Asking: {QUESTION}")
     answer = asked("ask", QUESTION)
     if run("ask", QUESTION) != 0:
+        return 1
+    say("Comparing the index with the documents, point by point")
+    if run("verify") != 0:
         return 1
     status = asked("status")
     say("Measured")

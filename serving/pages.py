@@ -208,6 +208,20 @@ async def authors(parts: Given) -> list[str]:
     return await asyncio.to_thread(lambda: sorted({record.author for record in parts.index.scan() if record.author}))
 
 
+def _verified(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The last verification as the page tells of it; None before the first."""
+    if report is None:
+        return None
+    found = sum(report[kind] for kind in ("missing", "orphaned", "stale", "wrong_generation", "duplicate"))
+    return {
+        "at": datetime.fromisoformat(report["finished_at"]),
+        "documents": report["documents"],
+        "chunks": report["chunks"],
+        "found": found,
+        "left": found - report["repaired"],
+    }
+
+
 @get("/documents", include_in_schema=False)
 async def sources(
     parts: Given,
@@ -257,6 +271,7 @@ async def sources(
         rows=rows[offset : offset + ROWS],
         total=len(rows),
         everything=len(everything),
+        verified=_verified(parts.verified()),
         states={name: sum(row.state == name for row in everything) for name in ("indexed", "captured", "failed")},
         first=offset,
         earlier=address(offset=max(0, offset - ROWS)) if offset else None,

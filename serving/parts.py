@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,13 +60,20 @@ class Streamed(TypedDict):
 
 class Status(TypedDict):
     """How the app follows the warehouse: `lag` in events, None while nothing is read; `freshness` in seconds by
-    percentile, None before the first change."""
+    percentile, None before the first change; `verified`: the last verification of everything, without its faults."""
 
     warehouse: Warehoused
     index: Indexed
     lag: int | None
     freshness: dict[str, float | None]
     stream: Streamed
+    verified: dict[str, Any] | None
+
+
+class Verify(Protocol):
+    """Compares everything in the index with the warehouse, or what was read `since`, or a `sample` of documents."""
+
+    def __call__(self, repair: bool, since: datetime | None, sample: int | None) -> Mapping[str, Any]: ...
 
 
 class Reconciled(TypedDict):
@@ -79,9 +87,10 @@ class Reconciled(TypedDict):
 class Parts:
     """The dependencies of the app.
 
-    `status`: what `twin status` shows; `reconcile`: compare warehouse and index now, answering what was done; `checks`:
-    by part name, a function that raises when that part is not ready (the index is always checked); `registry`: where
-    the dataflow registers metrics of its own before the app starts. All functions may block: they run in threads.
+    `status`: what `twin status` shows; `reconcile`: compare warehouse and index now, answering what was done; `verify`:
+    the same for every point, answering a report; `verified`: the last such report of everything; `checks`: by part
+    name, a function that raises when that part is not ready (the index is always checked); `registry`: where the
+    dataflow registers metrics of its own before the app starts. All functions may block: they run in threads.
     """
 
     settings: Settings
@@ -91,5 +100,7 @@ class Parts:
     status: Callable[[], Status]
     language_model: LanguageModel | None = None
     reconcile: Callable[[], Reconciled] | None = None
+    verify: Verify | None = None
+    verified: Callable[[], Mapping[str, Any] | None] = lambda: None
     checks: Mapping[str, Callable[[], object]] = field(default_factory=dict)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)

@@ -199,24 +199,31 @@ def _warehouse_name(header: bytes) -> str:
     return header.decode("utf-8", "replace").strip('"')
 
 
-def delete_envelope(document_id: str, version: int, database: str, warehouse: str) -> Mapping[str, Any]:
+Headers = Sequence[tuple[str, bytes]]
+
+
+def delete_envelope(
+    document_id: str, version: int, database: str, warehouse: str, headers: Headers = ()
+) -> Mapping[str, Any]:
     """Key, value and headers of a deletion that was missed, in the form that Debezium gives one."""
-    return _envelope(document_id, version, database, warehouse, "d", None)
+    return _envelope(document_id, version, database, warehouse, "d", None, headers)
 
 
-def upsert_envelope(record: Mapping[str, Any], version: int, database: str, warehouse: str) -> Mapping[str, Any]:
+def upsert_envelope(
+    record: Mapping[str, Any], version: int, database: str, warehouse: str, headers: Headers = ()
+) -> Mapping[str, Any]:
     """Key, value and headers of a document that was missed, in the form that Debezium gives an update."""
     after = json_util.dumps(record, json_options=JSON_OPTIONS)
-    return _envelope(record["_id"], version, database, warehouse, "u", after)
+    return _envelope(record["_id"], version, database, warehouse, "u", after, headers)
 
 
 def _envelope(
-    document_id: Any, version: int, database: str, warehouse: str, operation: str, after: str | None
+    document_id: Any, version: int, database: str, warehouse: str, operation: str, after: str | None, headers: Headers
 ) -> Mapping[str, Any]:
     milliseconds, order = version >> ORDER_BITS, version & (2**ORDER_BITS - 1)
     source = {"ts_ms": milliseconds, "ord": order, "db": database, "collection": "documents"}
     return {
         "key": msgspec.json.encode({"id": json_util.dumps(document_id, json_options=JSON_OPTIONS)}),
         "value": msgspec.json.encode({"before": None, "after": after, "op": operation, "source": source}),
-        "headers": [(WAREHOUSE_HEADER, warehouse.encode())],
+        "headers": [(WAREHOUSE_HEADER, warehouse.encode()), *headers],
     }

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from corpus.categories import RECIPES, UnknownCategory, category_of, point_ids
-from corpus.documents import Chunk
-from corpus.index import Failure, QdrantIndex, Record, places
+from corpus.documents import Chunk, Document
+from corpus.index import Failure, Place, QdrantIndex, Record, places
 from streaming.changes import DeadLetter, Delete, Event, Ignored, Message, Upsert, newest
 
 if TYPE_CHECKING:
@@ -136,9 +136,25 @@ def _seen(version: int | None, record: Record | None) -> int:
     return version if version is not None else (record.seen if record is not None else 0) + 1
 
 
-def _derive(change: Upsert, version: int, generation: str, embedder: Embedder) -> Derived | DeadLetter:
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a document becomes: its cleaned text, and its chunks with their places in it."""
+
+    text: str
+    places: tuple[Place, ...]
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why nothing can be made of a document, and at which step."""
+
+    step: str
+    reason: str
+
+
+def derive(document: Document, generation: str, embedder: Embedder) -> Made | Refusal:
     """Clean and split by the category's recipe; a document that cannot be is an error as a value."""
-    document = change.document
     step = "clean"
     try:
         recipe = RECIPES[category_of(document.category)]
@@ -146,11 +162,19 @@ def _derive(change: Upsert, version: int, generation: str, embedder: Embedder) -
         step = "split"
         chunks = tuple(recipe.split(text, document, embedder)) if text else ()
     except UnknownCategory as error:
-        return _refused(change, "validate", str(error))
+        return Refusal("validate", str(error))
     except Exception as error:  # a recipe is open to extension: whatever it raises is about this one document
-        return _refused(change, step, f"{type(error).__name__}: {error}")
+        return Refusal(step, f"{type(error).__name__}: {error}")
     if not chunks:
-        return _refused(change, "clean", "nothing is left of the text after cleaning")
+        return Refusal("clean", "nothing is left of the text after cleaning")
+    return Made(text, places(point_ids(document.id, generation, chunks), chunks), chunks)
+
+
+def _derive(change: Upsert, version: int, generation: str, embedder: Embedder) -> Derived | DeadLetter:
+    document = change.document
+    made = derive(document, generation, embedder)
+    if isinstance(made, Refusal):
+        return DeadLetter(change.message, made.step, made.reason, document.id, change.version, change.source_hash)
     record = Record(
         document_id=document.id,
         seen=version,
@@ -159,7 +183,7 @@ def _derive(change: Upsert, version: int, generation: str, embedder: Embedder) -
         offset=change.message.offset,
         content_hash=document.content_hash,
         source_hash=change.source_hash,
-        places=places(point_ids(document.id, generation, chunks), chunks),
+        places=made.places,
         title=document.title,
         url=document.url,
         author=document.author_name,
@@ -170,13 +194,9 @@ def _derive(change: Upsert, version: int, generation: str, embedder: Embedder) -
         published_at=document.published_at,
         crawled_at=document.crawled_at,
         crawl_id=document.crawl_id,
-        text=text,
+        text=made.text,
     )
-    return Derived(change, record, chunks)
-
-
-def _refused(change: Upsert, step: str, reason: str) -> DeadLetter:
-    return DeadLetter(change.message, step, reason, change.document.id, change.version, change.source_hash)
+    return Derived(change, record, made.chunks)
 
 
 def _same(change: Upsert, record: Record) -> Same:

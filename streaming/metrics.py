@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from streaming.progress import Progress
+from streaming.verify import KINDS, Report
 
 
 class StreamMetrics(Collector):
     """Reads the progress whenever it is asked; a value that nobody knows yet is left out."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, verified: Callable[[], Report | None] = lambda: None) -> None:
+        self._progress, self._verified = progress, verified
 
     def collect(self) -> Iterator[Metric]:
         counts = CounterMetricFamily("twin_stream", "What became of documents, chunks and messages.", labels=["what"])
@@ -37,3 +38,27 @@ class StreamMetrics(Collector):
             if value is not None:
                 fresh.add_metric([quantile], value)
         yield fresh
+        report = self._verified()
+        if report is not None:
+            yield from _of_verification(report)
+
+
+def _of_verification(report: Report) -> Iterator[Metric]:
+    faults = GaugeMetricFamily("twin_verify_faults", "Faults of the last verification, by kind.", labels=["kind"])
+    for kind in KINDS:
+        faults.add_metric([kind], getattr(report, kind))
+    yield faults
+    for name, told, value in (
+        (
+            "twin_verify_unrepaired_faults",
+            "Faults of the last verification that it did not mend.",
+            report.found - report.repaired,
+        ),
+        ("twin_verify_documents", "Documents that the last verification compared.", report.documents),
+        ("twin_verify_chunks", "Chunks that the last verification compared.", report.chunks),
+        ("twin_verify_seconds", "How long the last verification took.", report.seconds),
+        ("twin_verify_timestamp_seconds", "When the last verification ended.", report.finished_at.timestamp()),
+    ):
+        gauge = GaugeMetricFamily(name, told)
+        gauge.add_metric([], value)
+        yield gauge

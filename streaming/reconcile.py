@@ -5,8 +5,9 @@ A log that lost its messages, or a resume token that its source no longer knows,
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaError
@@ -14,11 +15,14 @@ from confluent_kafka import Message as LogMessage
 
 from corpus.agreement import Disagreement, compare
 from corpus.index import QdrantIndex
-from streaming.changes import delete_envelope, upsert_envelope
+from streaming.changes import REPAIR_HEADER, delete_envelope, upsert_envelope
 from streaming.clients import LogFailed, delivery_failure, producer
 
 if TYPE_CHECKING:
     from corpus.warehouse import Warehouse
+
+# Documents that are read from the warehouse at once.
+TOGETHER = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +41,16 @@ def disagreement(warehouse: Warehouse, index: QdrantIndex) -> Disagreement:
 
 
 def reenter(
-    warehouse: Warehouse,
-    bootstrap: str,
-    topic: str,
-    database: str,
-    behind: Collection[str],
-    leftover: Collection[str],
+    warehouse: Warehouse, bootstrap: str, topic: str, database: str, ids: Iterable[str], *, repair: bool = False
 ) -> Repaired:
     """Publish the present state of these documents to the changes topic, as capture would have.
 
     Safe for changes that are on their way after all: the version is the warehouse's clock before its state is read, so
-    a later change has a later version, and the same content again embeds nothing.
+    a later change has a later version, and the same content again embeds nothing. With `repair` the dataflow takes
+    nothing for granted that the index has of them. Raises LogFailed.
     """
-    version = warehouse.now()
     identity = warehouse.identity()
+    headers = [(REPAIR_HEADER, b"1")] if repair else []
     failed: list[str] = []
 
     def delivered(error: KafkaError | None, message: LogMessage) -> None:
@@ -60,18 +60,21 @@ def reenter(
 
     outlet = producer(bootstrap)
     upserts = deletes = 0
-    present = {str(record["_id"]): record for record in warehouse.raw_records([*behind, *leftover])}
-    for id in (*behind, *leftover):
-        record = present.get(id)
-        if record is None:
-            envelope = delete_envelope(id, version, database, identity)
-            deletes += 1
-        else:
-            envelope = upsert_envelope(record, version, database, identity)
-            upserts += 1
-        outlet.produce(topic, on_delivery=delivered, **envelope)
-        outlet.poll(0)
-    outlet.flush()
-    if failed:
-        raise LogFailed(f"the log did not take {len(failed)} repairs: {failed[0]}")
+    remaining = iter(ids)
+    while part := list(islice(remaining, TOGETHER)):
+        version = warehouse.now()
+        present = {str(record["_id"]): record for record in warehouse.raw_records(part)}
+        for id in part:
+            if id in present:
+                envelope = upsert_envelope(present[id], version, database, identity, headers)
+                upserts += 1
+            else:
+                envelope = delete_envelope(id, version, database, identity, headers)
+                deletes += 1
+            outlet.produce(topic, on_delivery=delivered, **envelope)
+            outlet.poll(0)
+        # A part at a time: documents are large, and all of them may have to be sent.
+        outlet.flush()
+        if failed:
+            raise LogFailed(f"the log did not take {len(failed)} repairs: {failed[0]}")
     return Repaired(upserts, deletes)

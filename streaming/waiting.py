@@ -64,8 +64,8 @@ class Wait:
         """Return when everything is searchable or refused; the refused documents are in `failed`. Raises TimedOut."""
         suspects: set[str] = set()
         while True:
-            try:
-                self._until_applied()
+            self.until_applied()
+            with self._tried():
                 with self._asking("the app"):
                     difference = self.app.disagreement()
                 missing = {*difference.behind, *difference.leftover}
@@ -76,15 +76,26 @@ class Wait:
                 if missing & suspects:
                     self.app.reconcile()
                 suspects = missing
-            except (ConnectionError, LogFailed) as error:
-                self.behind = str(error)
-                self._pause(RETRY)
-            except KafkaException as error:
-                self.behind = f"the log does not answer ({error.args[0].str()})"
-                self._pause(RETRY)
+
+    def until_applied(self) -> None:
+        """Return when the dataflow has applied all that was acknowledged when this was called. Raises TimedOut."""
+        while True:
+            with self._tried():
+                return self._until_applied()
+
+    @contextmanager
+    def _tried(self) -> Iterator[None]:
+        """What is away is noted and, after a pause, passed over: the caller tries again."""
+        try:
+            yield
+            return
+        except (ConnectionError, LogFailed) as error:
+            self.behind = str(error)
+        except KafkaException as error:
+            self.behind = f"the log does not answer ({error.args[0].str()})"
+        self._pause(RETRY)
 
     def _until_applied(self) -> None:
-        """Return when the dataflow has applied all that was acknowledged when this was called."""
         with self._asking("MongoDB"):
             # First, for the app asks it too: the part that hangs is named, not the one that waits for it.
             self.warehouse().now()

@@ -143,6 +143,7 @@ class Twin:
             assert [word for word in words if word not in document["text"] or word not in chunked] == [], title
             assert len({chunk["chunk_id"] for chunk in document["chunks"]}) == listed[title]["chunks"]
         assert [word for words in notes.words.values() for word in words if not self.finds(word)] == []
+        assert self.run("verify").stdout.endswith("the index is what the warehouse says\n")
 
     def log(self, name: str) -> str:
         return (self.home / "logs" / f"{name}.log").read_text(errors="replace")

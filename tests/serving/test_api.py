@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -446,7 +447,7 @@ def test_the_schema_tells_the_errors_as_they_are(harbour: Any) -> None:
         for status, answer in operation["responses"].items()
         if status.startswith("4")
     }
-    assert len(told) == 7
+    assert len(told) == 8
     for path, shape in told.items():
         error = schema["components"]["schemas"][shape["properties"]["error"]["$ref"].split("/")[-1]]
         assert set(error["properties"]) == set((openai if path.startswith("/v1/") else api)["error"])
@@ -457,6 +458,24 @@ def test_reconcile_is_done_where_there_is_a_dataflow(harbour: Any) -> None:
         assert client.post("/api/reconcile").status_code == 400
     with harbour.client(reconcile=lambda: {"behind": 3}) as client:
         assert client.post("/api/reconcile").json() == {"behind": 3}
+
+
+def test_a_verification_is_asked_for_with_what_it_is_of(harbour: Any) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def verify(*given: Any) -> dict[str, int]:
+        asked.append(given)
+        return {"missing": 2}
+
+    with harbour.client() as client:
+        assert client.post("/api/verify", json={}).status_code == 400
+    with harbour.client(verify=verify) as client:
+        assert client.post("/api/verify", json={"repair": True, "since": "2024-05", "sample": 3}).json() == {
+            "missing": 2
+        }
+        assert client.post("/api/verify", json={"since": "yesterday"}).status_code == 400
+        assert client.post("/api/verify", json={"sample": 0}).status_code == 400
+    assert asked == [(True, datetime(2024, 5, 1, tzinfo=UTC), 3)]
 
 
 def chat(client: Any, *messages: dict[str, Any], **more: Any) -> Any:

@@ -1,0 +1,418 @@
+"""Whether the index is what the warehouse and the recipes say: every document, every record and every point compared.
+
+What differs is compared again after everything that was acknowledged before has been applied; only what differs in the
+same way then is a fault. A repair sends the document's present state into the dataflow again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+
+from corpus.agreement import state
+from corpus.documents import ORDER_BITS, Document, from_record
+from corpus.index import QdrantIndex, Record, chunk_payload, ledger_point, record_of
+from streaming.indexing import Refusal, derive
+
+if TYPE_CHECKING:
+    from corpus.embedding import Embedder
+    from corpus.points import Stored
+    from corpus.warehouse import Stamp, Warehouse
+
+Kind = Literal["missing", "orphaned", "stale", "wrong_generation", "duplicate"]
+KINDS: tuple[Kind, ...] = ("missing", "orphaned", "stale", "wrong_generation", "duplicate")
+# A document that is being edited all the time differs each time in another way; after this many looks it is in flight.
+LOOKS = 5
+# Documents that are compared together when only some are.
+BATCH = 500
+NAMED = 1000
+# A record may be a little ahead of its warehouse: snapshots count on from it, and clusters have several clocks.
+AHEAD = 3_600_000 << ORDER_BITS
+SEEN = b"+"
+COPY = "a copy of a chunk under a wrong id"
+# Between a vector and the one that the index has of it: engines normalise in single precision.
+VECTOR_TOLERANCE = 1e-4
+
+
+class NotApplied(Exception):
+    """Changes could not be followed to the index in time; the message says what is behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is not as it should be.
+
+    `document_id`: None where the point does not even tell; `point_id`: of a chunk or a record in Qdrant, None where the
+    document as a whole is meant; `ledger`: the point is of the ledger; `reachable`: a change of the document mends it;
+    `seen_as`: the versions it was seen with, the same at two looks.
+    """
+
+    kind: Kind
+    what: str
+    document_id: str | None = None
+    point_id: str | None = None
+    ledger: bool = False
+    reachable: bool = True
+    seen_as: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a verification found.
+
+    `documents`: of the warehouse, `chunks`: points, that were compared; then how many faults of each kind; `repaired`:
+    how many of them are no more; `in_flight`: documents that were changed during each look, and so are not judged;
+    `unsettled`: None, or why changes under way could not be waited for, in which case faults may be some of them;
+    `faults`: the first NAMED; `seconds`: how long it took, `finished_at`: when.
+    """
+
+    documents: int
+    chunks: int
+    missing: int
+    orphaned: int
+    stale: int
+    wrong_generation: int
+    duplicate: int
+    repaired: int
+    in_flight: int
+    unsettled: str | None
+    generation: str
+    faults: tuple[Fault, ...]
+    seconds: float
+    finished_at: datetime
+
+    @property
+    def found(self) -> int:
+        """How many faults were found, repaired ones among them."""
+        return sum(getattr(self, kind) for kind in KINDS)
+
+
+def summary(report: Report) -> dict[str, Any]:
+    """A report as `twin status` shows it, without its list of faults."""
+    told: dict[str, Any] = msgspec.to_builtins(report)
+    return {name: value for name, value in told.items() if name != "faults"}
+
+
+def described(report: Report) -> dict[str, Any]:
+    """A report as `twin verify --json` shows it."""
+    named = [
+        {"kind": fault.kind, "what": fault.what, "document_id": fault.document_id, "point_id": fault.point_id}
+        for fault in report.faults
+    ]
+    return {**summary(report), "faults": named}
+
+
+@dataclass
+class Verification:
+    """One verification of an index. `settle` returns when all that was acknowledged before is applied, or raises
+    NotApplied; `send` publishes the present state of documents to the dataflow as repairs."""
+
+    warehouse: Warehouse
+    index: QdrantIndex
+    embedder: Embedder
+    settle: Callable[[], None]
+    send: Callable[[Collection[str]], object]
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def run(self, *, repair: bool = False, since: datetime | None = None, sample: int | None = None) -> Report:
+        """Compare everything, or the documents read `since`, or `sample` documents chosen at random; these are cleaned,
+        split and embedded anew as well. Raises what warehouse, index and log raise when they are away."""
+        start = time.monotonic()
+        chosen = self._chosen(since, sample)
+        found = self._look(chosen, derived=sample is not None)
+        compared = dict(self.counts)
+        unsettled: str | None = None
+        in_flight: set[str] = set()
+        for _ in range(LOOKS):
+            if not found:
+                break
+            try:
+                self.settle()
+            except NotApplied as error:
+                unsettled = str(error)
+                break
+            again = self._look_again(found, derived=sample is not None)
+            unchanged = set(found) & set(again)
+            found, in_flight = again, {fault.document_id or "" for fault in again if fault not in unchanged}
+            if not in_flight:
+                break
+        confirmed = [fault for fault in found if fault.document_id not in in_flight]
+        repaired = self._repair(confirmed, derived=sample is not None) if repair and confirmed else 0
+        kinds = Counter(fault.kind for fault in confirmed)
+        return Report(
+            documents=compared.get("documents", 0),
+            chunks=compared.get("chunks", 0),
+            **{kind: kinds[kind] for kind in KINDS},
+            repaired=repaired,
+            in_flight=len(in_flight),
+            unsettled=unsettled,
+            generation=self.index.generation,
+            faults=tuple(confirmed[:NAMED]),
+            seconds=round(time.monotonic() - start, 3),
+            finished_at=datetime.now(UTC),
+        )
+
+    def _chosen(self, since: datetime | None, sample: int | None) -> list[str] | None:
+        """The ids to compare; None for all."""
+        if since is None and sample is None:
+            return None
+        ids = [stamp.id for stamp in self.warehouse.stamps() if since is None or stamp.crawled_at >= since]
+        if sample is not None:
+            return random.sample(ids, min(sample, len(ids)))
+        # Those that were deleted meanwhile are known to the index only.
+        known = [record.document_id for record in self.index.scan() if _read_since(record, since)]
+        return list(dict.fromkeys((*ids, *known)))
+
+    def _look(self, chosen: Sequence[str] | None, derived: bool) -> list[Fault]:
+        self.counts.clear()
+        if chosen is None:
+            return compare(
+                self.index.ledger_points(),
+                self.index.chunk_points(),
+                self.warehouse.stamps(),
+                self.index.generation,
+                self.warehouse.now(),
+                self.counts,
+            )
+        return [fault for part in _parts(chosen, BATCH) for fault in self._look_at(part, (), (), derived)]
+
+    def _look_again(self, faults: Collection[Fault], derived: bool) -> list[Fault]:
+        """The same documents and points, after what was under way has arrived."""
+        ids = list(dict.fromkeys(fault.document_id for fault in faults if fault.document_id is not None))
+        found: dict[Fault, None] = {}
+        strays = [fault for fault in faults if fault.point_id is not None]
+        for part in _parts(ids, BATCH):
+            own = set(part)
+            mine = [fault for fault in strays if fault.document_id in own]
+            found |= dict.fromkeys(self._look_at(part, *_points_of(mine), derived))
+        ownerless = [fault for fault in strays if fault.document_id is None]
+        if ownerless:
+            found |= dict.fromkeys(self._look_at((), *_points_of(ownerless), derived))
+        return list(found)
+
+    def _look_at(
+        self, ids: Sequence[str], ledger_ids: Sequence[str], chunk_ids: Sequence[str], derived: bool
+    ) -> list[Fault]:
+        found = compare(
+            self.index.ledger_points(ids, ledger_ids),
+            self.index.chunk_points(ids, chunk_ids),
+            self.warehouse.stamps(ids),
+            self.index.generation,
+            self.warehouse.now(),
+            self.counts,
+        )
+        return [*found, *self._derived_anew(ids)] if derived else found
+
+    def _derived_anew(self, ids: Sequence[str]) -> Iterator[Fault]:
+        """Documents that are indexed as something else than the recipe makes of them now."""
+        records = self.index.records(ids)
+        for raw in self.warehouse.raw_records(ids):
+            record = records.get(str(raw["_id"]))
+            if record is None or record.deleted or record.version is None or record.failure is not None:
+                continue
+            document = from_record(raw)
+            what = self._deviation(document, record)
+            if what is not None:
+                yield Fault("stale", what, record.document_id, seen_as=f"{document.content_hash}/{record.seen}")
+
+    def _deviation(self, document: Document, record: Record) -> str | None:
+        made = derive(document, self.index.generation, self.embedder)
+        if isinstance(made, Refusal):
+            return f"it is indexed and would be refused: {made.step}: {made.reason}"
+        if (made.text, made.places) != (record.text, record.places):
+            return "its text or its chunks are not what the recipe makes of it"
+        if document.content_hash != record.content_hash:
+            return "its title, author or another field is not the warehouse's"
+        wanted = self.embedder.embed([chunk.text for chunk in made.chunks])
+        has = self.index.vectors(record.chunk_ids)
+        for id, vector in zip(record.chunk_ids, wanted, strict=True):
+            if id in has and not np.allclose(has[id], vector, atol=VECTOR_TOLERANCE):
+                return f"the vector of chunk {id} is not that of its text"
+        return None
+
+    def _repair(self, faults: Sequence[Fault], derived: bool) -> int:
+        """Send the documents again; what no change of a document can reach is removed. How many faults are no more."""
+        beyond = [fault for fault in faults if not fault.reachable]
+        self.index.remove(*_points_of(beyond))
+        # In the order of their ids, so that two repairs of the same faults do the same.
+        self.send(sorted({fault.document_id for fault in faults if fault.document_id is not None}))
+        try:
+            self.settle()
+        except NotApplied:
+            return 0
+        left = Counter((fault.kind, fault.document_id, fault.point_id) for fault in self._look_again(faults, derived))
+        return sum((fault.kind, fault.document_id, fault.point_id) not in left for fault in faults)
+
+
+def compare(
+    records: Iterable[Stored],
+    points: Iterable[Stored],
+    stamps: Iterable[Stamp],
+    generation: str,
+    now: int,
+    counts: Counter[str],
+) -> list[Fault]:
+    """What differs between a ledger's records, the points of chunks, and the documents of the warehouse.
+
+    One pass over each, in this order. Held in memory: about 200 bytes a chunk and 600 a document. `now` is the newest
+    version of the warehouse: what claims to be later cannot be overwritten; `counts` gets `documents` and `chunks`.
+    """
+    ledger = _Ledger(generation, now)
+    found = [fault for stored in records if (fault := ledger.take(stored)) is not None]
+    for stored in points:
+        counts["chunks"] += 1
+        if (fault := ledger.check(stored)) is not None:
+            found.append(fault)
+    found += ledger.without_point()
+    copies = ledger.copies([fault.point_id for fault in found if fault.kind == "orphaned" and not fault.ledger])
+    found = [replace(fault, kind="duplicate", what=COPY) if fault.point_id in copies else fault for fault in found]
+    suspects = {fault.document_id for fault in found}
+    stamped: dict[str, Stamp] = {}
+    unindexed = dict(ledger.live)
+    for stamp in stamps:
+        counts["documents"] += 1
+        record = unindexed.pop(stamp.id, None)
+        if state(stamp, record) == "captured":
+            what = "the index does not have this document" if record is None else "the index has another version"
+            found.append(Fault("missing" if record is None else "stale", what, stamp.id))
+            stamped[stamp.id] = stamp
+        elif stamp.id in suspects:
+            stamped[stamp.id] = stamp
+    found += [Fault("orphaned", "the warehouse does not have this document", id) for id in unindexed]
+    return [replace(fault, seen_as=ledger.seen_as(fault, stamped)) for fault in found]
+
+
+class _Ledger:
+    """What the ledger's records promise: taken in one by one, then held against the points."""
+
+    def __init__(self, generation: str, now: int) -> None:
+        self._generation, self._now = generation, now
+        self.live: dict[str, Record] = {}
+        self._documents: list[str] = []
+        # By point id: a fingerprint of its payload, the number of its document, and SEEN once the point was there.
+        self._expected: dict[bytes, bytes] = {}
+        self._stray: dict[str, bytes] = {}
+
+    def take(self, stored: Stored) -> Fault | None:
+        """Note a record; what is wrong with it."""
+        payload, id = stored.payload, stored.payload.get("document_id")
+        if "made" in payload:
+            # The index' own identity on a server.
+            return None
+        if not isinstance(id, str):
+            return Fault("orphaned", "a record of no document", None, stored.id, ledger=True, reachable=False)
+        if stored.id != ledger_point(id):
+            return Fault("duplicate", "a record under a wrong id", id, stored.id, ledger=True, reachable=False)
+        try:
+            record = record_of(stored)
+            promised = [
+                (_key(place.chunk_id), _fingerprint(chunk_payload(record, position, self._generation)))
+                for position, place in enumerate(record.places)
+            ]
+        except (msgspec.ValidationError, ValueError, TypeError) as error:
+            return Fault("stale", f"its record cannot be read: {error}", id, stored.id, ledger=True, reachable=False)
+        number = len(self._documents).to_bytes(4)
+        self._documents.append(id)
+        self._expected.update((key, fingerprint + number) for key, fingerprint in promised)
+        if not record.deleted:
+            # Without what the rest of the comparison does not ask.
+            self.live[id] = replace(record, text="", places=(), title="", url="")
+        if record.seen > self._now + AHEAD:
+            return Fault("stale", "its record is of the future", id, stored.id, ledger=True, reachable=False)
+        if payload.get("generation") != self._generation:
+            return Fault("wrong_generation", _made_as("the record", payload), id, stored.id, ledger=True)
+        return None
+
+    def check(self, stored: Stored) -> Fault | None:
+        """What is wrong with a chunk's point."""
+        payload, key = stored.payload, _key(stored.id)
+        fingerprint = _fingerprint(payload)
+        expected = self._expected.get(key)
+        if expected is not None:
+            self._expected[key] = expected[:12] + SEEN
+            if expected[:8] == fingerprint:
+                return None
+        version = payload.get("version")
+        reachable = isinstance(version, int) and version <= self._now
+        if expected is not None:
+            # Whatever its payload says, it is the point of this document.
+            id: str | None = self._documents[int.from_bytes(expected[8:12])]
+        else:
+            owner = payload.get("document_id")
+            id = owner if isinstance(owner, str) else None
+            reachable &= id is not None
+        if payload.get("generation") != self._generation:
+            return Fault("wrong_generation", _made_as("the chunk", payload), id, stored.id, reachable=reachable)
+        if expected is not None:
+            return Fault("stale", "the chunk's payload is not what its record says", id, stored.id, reachable=reachable)
+        self._stray[stored.id] = fingerprint
+        return Fault("orphaned", "a chunk that no record has", id, stored.id, reachable=reachable)
+
+    def without_point(self) -> list[Fault]:
+        """The chunks that records have and the index has not; to be asked after all points were checked."""
+        return [
+            Fault("missing", "a chunk of this document", self._documents[int.from_bytes(value[8:])], _id(key))
+            for key, value in self._expected.items()
+            if len(value) == 12
+        ]
+
+    def copies(self, ids: Collection[str | None]) -> set[str]:
+        """Those of the points without a record that have a recorded chunk's payload to the letter."""
+        if not ids:
+            return set()
+        promised = {value[:8] for value in self._expected.values()}
+        return {id for id, fingerprint in self._stray.items() if fingerprint in promised}
+
+    def seen_as(self, fault: Fault, stamped: Mapping[str, Stamp]) -> str:
+        """Which versions the comparison was of: with others at the next look it is another fault."""
+        stamp, record = stamped.get(fault.document_id or ""), self.live.get(fault.document_id or "")
+        told = f"{stamp.content_hash} {stamp.crawled_at}" if stamp else ""
+        return f"{told} {record.seen if record else ''}"
+
+
+def _read_since(record: Record, since: datetime | None) -> bool:
+    return since is None or (record.crawled_at is not None and record.crawled_at >= since)
+
+
+def _key(point_id: str) -> bytes:
+    """A point's id in as few bytes as it takes; a stranger's may be a number."""
+    try:
+        return uuid.UUID(point_id).bytes
+    except ValueError:
+        return point_id.encode()
+
+
+def _id(key: bytes) -> str:
+    return str(uuid.UUID(bytes=key)) if len(key) == 16 else key.decode()
+
+
+def _fingerprint(payload: Mapping[str, Any]) -> bytes:
+    """Eight bytes that differ where two payloads do."""
+    return hashlib.blake2b(msgspec.json.encode(payload, order="deterministic"), digest_size=8).digest()
+
+
+def _made_as(what: str, payload: Mapping[str, Any]) -> str:
+    return f"{what} was made as {str(payload.get('generation'))[:100]}"
+
+
+def _points_of(faults: Iterable[Fault]) -> tuple[list[str], list[str]]:
+    """The points of the ledger and of chunks that these faults name."""
+    named = [(fault.ledger, fault.point_id) for fault in faults if fault.point_id is not None]
+    return [id for ledger, id in named if ledger], [id for ledger, id in named if not ledger]
+
+
+def _parts(ids: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(ids)
+    while part := list(islice(iterator, size)):
+        yield part
