@@ -34,7 +34,7 @@ class Derived:
 class Same:
     """A document delivered again with the content that the ledger's `record` has; `record` says what is new of it.
 
-    `chunks`: those of the record where downstream is to be told again, which a snapshot's read asks for.
+    `chunks`: those of the record where downstream is to be told again.
     """
 
     change: Upsert
@@ -200,21 +200,27 @@ def _derive(change: Upsert, version: int, generation: str, embedder: Embedder) -
 
 
 def _same(change: Upsert, record: Record) -> Same:
-    """The record with the delivery noted. After a snapshot the log may be a new one, so downstream is told again."""
+    """The record with the delivery noted.
+
+    Downstream is told again after a snapshot, for the log may be a new one, and of the very message that the ledger has
+    applied last: it comes again if a crash came before its features were published.
+    """
+    message = change.message
+    again = change.version is None or (message.log, message.offset) == (record.log, record.offset)
     now = replace(
         record,
         seen=record.seen if change.version is None else change.version,
         failure=None,
         source_hash=change.source_hash,
         crawled_at=change.document.crawled_at,
-        log=change.message.log,
-        offset=change.message.offset,
+        log=message.log,
+        offset=message.offset,
     )
     chunks = (
         Chunk(position, place.heading_path, record.text[place.start : place.end], place.start, place.end)
         for position, place in enumerate(record.places)
     )
-    return Same(change, now, tuple(chunks) if change.version is None else ())
+    return Same(change, now, tuple(chunks) if again else ())
 
 
 @dataclass(frozen=True, slots=True)

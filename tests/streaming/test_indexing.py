@@ -49,12 +49,28 @@ def test_a_redelivery_embeds_nothing_and_an_older_change_does_nothing(
     embedder.embedded.clear()
 
     outcomes = [
-        index_batch([event], index, embedder)[0] for event in (upserted(old, 1), upserted(new, 5), deleted(old, 3))
+        index_batch([event], index, embedder)[0] for event in (upserted(old, 1), upserted(new, 6), deleted(old, 3))
     ]
 
     assert [outcome.why for outcome in outcomes if isinstance(outcome, Unchanged)] == ["stale", "same", "stale"]
     assert embedder.embedded == []
     assert "new" in index.records([new.id])[new.id].text
+
+
+def test_a_change_that_was_applied_last_is_told_downstream_again_and_the_same_content_later_is_not(
+    index: QdrantIndex, embedder: WordEmbedder
+) -> None:
+    one = document("a", article(["one", "two"]))
+    index_batch([upserted(one, 5)], index, embedder)
+    embedder.embedded.clear()
+
+    (again,) = index_batch([upserted(one, 5)], index, embedder)
+    (later,) = index_batch([upserted(one, 6)], index, embedder)
+
+    assert isinstance(again, Indexed)
+    assert set(again.vectors) == set(again.record.chunk_ids)
+    assert isinstance(later, Unchanged)
+    assert embedder.embedded == []
 
 
 def test_a_late_older_upsert_does_not_bring_a_deleted_document_back(index: QdrantIndex, embedder: WordEmbedder) -> None:
