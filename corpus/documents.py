@@ -20,9 +20,12 @@ ORDER_BITS = 11
 UNKNOWN_AUTHOR = "Unknown"
 # The header by which every record of capture names its warehouse: one log may serve several.
 WAREHOUSE_HEADER = "twin.warehouse"
-# The largest request that Kafka takes by default is 104,857,600 bytes. A document is a string within a string of JSON
-# in its change event: escaped twice, the worst character (NUL) takes seven bytes, prose 1.1. 12 MB fit in any case.
+# The largest request that Kafka takes by default is 104,857,600 bytes.
 LARGEST_MESSAGE = 100_000_000
+# A document is a string within a string of JSON in its change event: escaped twice, the worst character (NUL) takes
+# seven bytes, prose 1.1. So much for MongoDB's largest record, 16 MiB, of nothing else, before compression: what then
+# goes to the broker is a fraction.
+LARGEST_CHANGE = 120_000_000
 # Of any other type two ids could read alike. By name, since this module does without MongoDB's types.
 ID_TYPES = frozenset({"str", "int", "Int64", "ObjectId"})
 DEFAULT_PORTS = {"http": 80, "https": 443}

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corpus import warehouse
-from corpus.documents import LARGEST_MESSAGE
+from corpus.documents import LARGEST_CHANGE
 from corpus.files import replace_file
 from corpus.settings import InvalidSettings, Settings, load
 from ingestion.capture import CaptureFailed, State, connector_configuration, connector_name, first_line, status_file
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 OLDEST_JAVA = 17
 UNKNOWN_TOPIC = 3
-# The heap grows to this only for the largest documents: one of 12 MB is held several times on its way to JSON.
+# The heap grows to this only for the largest documents: one of 16 MB is held several times on its way to JSON.
 JAVA_OPTIONS = (
     "-Xms32m",
-    "-Xmx512m",
+    "-Xmx1g",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
     "-Xrs",
@@ -96,7 +96,7 @@ class Outlet:
                 "max.in.flight.requests.per.connection": 1,
                 "partitioner": "murmur2_random",
                 "compression.type": "lz4",
-                "message.max.bytes": LARGEST_MESSAGE,
+                "message.max.bytes": LARGEST_CHANGE,
                 "socket.nagle.disable": True,
                 "reconnect.backoff.max.ms": 1_000,
                 # A log that is away is told by the status, once, not twice a second.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
-from corpus.documents import LARGEST_MESSAGE, WAREHOUSE_HEADER
+from corpus.documents import LARGEST_CHANGE, WAREHOUSE_HEADER
 from corpus.settings import Settings, credentials, masked_text, without_password
 from ingestion.topics import DOCUMENTS, WATERMARKS, topics
 
@@ -101,9 +101,9 @@ def connect_configuration(settings: Settings, warehouse_id: str) -> dict[str, st
     return {
         **connector_configuration(settings, warehouse_id),
         "tasks.max": "1",
-        "producer.override.max.request.size": str(LARGEST_MESSAGE),
+        "producer.override.max.request.size": str(LARGEST_CHANGE),
         # Java's producer needs room for one message of that size beside those that it is sending.
-        "producer.override.buffer.memory": str(LARGEST_MESSAGE + 33_554_432),
+        "producer.override.buffer.memory": str(LARGEST_CHANGE + 33_554_432),
         "producer.override.compression.type": "lz4",
         "producer.override.linger.ms": "1",
     }

@@ -7,7 +7,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicCollection
 from confluent_kafka.admin import AdminClient
 
-from corpus.documents import LARGEST_MESSAGE
+from corpus.documents import LARGEST_CHANGE, LARGEST_MESSAGE
 
 
 class LogFailed(RuntimeError):
@@ -65,7 +65,7 @@ def producer(bootstrap: str) -> Producer:
             "compression.type": "lz4",
             "partitioner": "murmur2_random",
             "linger.ms": 1,
-            "message.max.bytes": LARGEST_MESSAGE,
+            "message.max.bytes": LARGEST_CHANGE,
             "message.timeout.ms": 60_000,
             "reconnect.backoff.max.ms": 1000,
             "log_level": 3,

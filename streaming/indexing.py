@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from corpus.categories import RECIPES, UnknownCategory, category_of, point_ids
-from corpus.documents import Chunk, Document
+from corpus.documents import LARGEST_MESSAGE, Chunk, Document
 from corpus.index import Failure, Place, QdrantIndex, Record, places
 from streaming.changes import DeadLetter, Delete, Event, Ignored, Message, Upsert, newest
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 # About a second of one machine's work.
 EMBEDDED_TOGETHER = 64
+# What a message for downstream holds besides values: names, ids, numbers; for each chunk and at all.
+FRAME = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +200,20 @@ def _derive(change: Upsert, version: int, generation: str, embedder: Embedder) -
         crawl_id=document.crawl_id,
         text=made.text,
     )
+    needed = _told_bytes(record, made.chunks, embedder.dimensions)
+    if needed > LARGEST_MESSAGE:
+        limit = f"the log takes at most {LARGEST_MESSAGE / 1e6:.0f} MB"
+        return _refused(change, "split", f"what downstream is told of it would take {needed / 1e6:.1f} MB, {limit}")
     return Derived(change, record, made.chunks)
+
+
+def _told_bytes(record: Record, chunks: Sequence[Chunk], dimensions: int) -> int:
+    """Bytes of the larger of the two messages that tell downstream of a document, before anything is embedded."""
+    vector = 4 * -(-4 * dimensions // 3)  # base64 of four bytes each
+    pieces = sum(len(msgspec.json.encode((chunk.heading_path, chunk.text))) + vector + FRAME for chunk in chunks)
+    whole = len(msgspec.json.encode(replace(record, places=())))
+    # The id is a message's key as well.
+    return max(whole, pieces) + 2 * len(record.document_id.encode()) + FRAME
 
 
 def _same(change: Upsert, record: Record) -> Same:

@@ -21,6 +21,7 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
 from confluent_kafka import Message as LogMessage
 
+from corpus.documents import LARGEST_MESSAGE
 from streaming.changes import DeadLetter, Message
 from streaming.clients import LogFailed, consumer, consumer_group, delivery_failure, life_of, partitions_of, producer
 from streaming.indexing import Indexed, Outcome, Removed
@@ -31,6 +32,8 @@ BATCH = 32
 POLL_SECONDS = 0.05
 COMMIT_SECONDS = 10.0
 SCHEMA_VERSION = ("schema-version", b"1")
+# The key is beside it.
+LARGEST_LETTER = LARGEST_MESSAGE - 1_000_000
 DOCUMENT_FIELDS = (
     *("document_id", "version", "category", "platform", "author", "author_id", "url", "title", "language"),
     *("published_at", "crawled_at", "crawl_id", "content_hash", "text"),
@@ -238,7 +241,12 @@ def features(outcome: Outcome, log: Log, generation: str) -> list[tuple[str, byt
         return [(log.documents, key, None), (log.chunks, key, None)]
     if isinstance(outcome, DeadLetter):
         owner = outcome.document_id.encode() if outcome.document_id else None
-        return [(log.dead_letters, owner, msgspec.json.encode(_dead_letter_message(outcome, generation)))]
+        letter = _dead_letter_message(outcome, generation)
+        told = msgspec.json.encode(letter)
+        if len(told) > LARGEST_LETTER:
+            size = f"its message of {len(outcome.message.value or b'') / 1e6:.1f} MB is too large for a letter"
+            told = msgspec.json.encode({**letter, "value": None, "reason": f"{outcome.reason} ({size})"})
+        return [(log.dead_letters, owner, told)]
     return []
 
 

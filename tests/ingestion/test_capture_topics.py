@@ -1,6 +1,6 @@
 """The topics: their names follow Debezium's and ours, and equal partition counts keep a document in its partition."""
 
-from corpus.documents import LARGEST_MESSAGE
+from corpus.documents import LARGEST_CHANGE
 from corpus.settings import Settings
 from ingestion.topics import topic_settings, topics
 
@@ -35,8 +35,8 @@ def test_dead_letters_outlive_watermarks_and_heartbeats() -> None:
     assert retention[named.dead_letters] > 100 * retention[named.watermarks]
 
 
-def test_the_worst_document_fits_into_a_message() -> None:
+def test_the_worst_document_fits_into_a_change() -> None:
     # NUL takes one byte in MongoDB, and backslash, u and four digits in JSON: the first doubled within a string.
-    largest_document, worst_character = 12_000_000, 7
+    largest_record, worst_character = 16 * 1024 * 1024, 7
 
-    assert largest_document * worst_character < LARGEST_MESSAGE - 1_000_000
+    assert largest_record * worst_character < LARGEST_CHANGE - 1_000_000

@@ -73,6 +73,23 @@ def test_a_change_that_was_applied_last_is_told_downstream_again_and_the_same_co
     assert embedder.embedded == []
 
 
+def test_a_document_that_downstream_could_not_be_told_of_is_a_letter_before_anything_is_embedded(
+    index: QdrantIndex, embedder: WordEmbedder
+) -> None:
+    # 700 vectors of 160 kB in base64: the text alone would fit.
+    embedder.dimensions = 30_000
+    long = article([f"unique{number}" for number in range(700)])
+
+    (outcome,) = index_batch([upserted(document("a", long), 1)], index, embedder)
+
+    assert isinstance(outcome, DeadLetter)
+    assert outcome.step == "split"
+    assert re.fullmatch(
+        r"what downstream is told of it would take 1\d\d\.\d MB, the log takes at most 100 MB", outcome.reason
+    )
+    assert (embedder.embedded, index.counts().chunks) == ([], 0)
+
+
 def test_a_late_older_upsert_does_not_bring_a_deleted_document_back(index: QdrantIndex, embedder: WordEmbedder) -> None:
     one = document("a", article(["gone"]))
     index_batch([upserted(one, 1)], index, embedder)
