@@ -171,7 +171,21 @@ def derive(document: Document, generation: str, embedder: Embedder) -> Made | Re
         return Refusal(step, f"{type(error).__name__}: {error}")
     if not chunks:
         return Refusal("clean", "nothing is left of the text after cleaning")
+    needed = _told_bytes(document, text, chunks, embedder.dimensions)
+    if needed > LARGEST_MESSAGE:
+        limit = f"the log takes at most {LARGEST_MESSAGE / 1e6:.0f} MB"
+        return Refusal(step, f"what downstream is told of it would take {needed / 1e6:.1f} MB, {limit}")
     return Made(text, places(point_ids(document.id, generation, chunks), chunks), chunks)
+
+
+def _told_bytes(document: Document, text: str, chunks: Sequence[Chunk], dimensions: int) -> int:
+    """Bytes of the larger of the two messages that tell downstream of a document, before anything is embedded."""
+    vector = 4 * -(-4 * dimensions // 3)  # base64 of four bytes each
+    pieces = sum(len(msgspec.json.encode((chunk.heading_path, chunk.text))) + vector + FRAME for chunk in chunks)
+    about = (document.author_name, document.author_id, document.platform, document.url, document.title)
+    whole = len(msgspec.json.encode((*about, document.crawl_id, document.language, text)))
+    # The id is a message's key as well.
+    return max(whole, pieces) + 2 * len(document.id.encode()) + 2 * FRAME
 
 
 def _derive(change: Upsert, version: int, generation: str, embedder: Embedder) -> Derived | DeadLetter:
@@ -200,20 +214,7 @@ def _derive(change: Upsert, version: int, generation: str, embedder: Embedder) -
         crawl_id=document.crawl_id,
         text=made.text,
     )
-    needed = _told_bytes(record, made.chunks, embedder.dimensions)
-    if needed > LARGEST_MESSAGE:
-        limit = f"the log takes at most {LARGEST_MESSAGE / 1e6:.0f} MB"
-        return _refused(change, "split", f"what downstream is told of it would take {needed / 1e6:.1f} MB, {limit}")
     return Derived(change, record, made.chunks)
-
-
-def _told_bytes(record: Record, chunks: Sequence[Chunk], dimensions: int) -> int:
-    """Bytes of the larger of the two messages that tell downstream of a document, before anything is embedded."""
-    vector = 4 * -(-4 * dimensions // 3)  # base64 of four bytes each
-    pieces = sum(len(msgspec.json.encode((chunk.heading_path, chunk.text))) + vector + FRAME for chunk in chunks)
-    whole = len(msgspec.json.encode(replace(record, places=())))
-    # The id is a message's key as well.
-    return max(whole, pieces) + 2 * len(record.document_id.encode()) + FRAME
 
 
 def _same(change: Upsert, record: Record) -> Same:

@@ -1,14 +1,48 @@
-"""What tests of several packages share: an embedded MongoDB of their own."""
+"""What tests of several packages share: an embedded MongoDB of their own, and what downstream teams were promised."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator, FormatChecker
+
+CONTRACTS = Path(__file__).parents[1] / "docs" / "contracts"
+RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+
+
+@pytest.fixture(scope="session")
+def formats() -> FormatChecker:
+    """Every format that a contract names; the library alone would pass any date and time."""
+    checker = FormatChecker(["uuid"])
+
+    @checker.checks("date-time", raises=ValueError)
+    def is_a_moment(value: object) -> bool:
+        return not isinstance(value, str) or (RFC_3339.fullmatch(value) and datetime.fromisoformat(value)) is not None
+
+    return checker
+
+
+@pytest.fixture(scope="session")
+def promised(formats: FormatChecker) -> Callable[[str, Any], None]:
+    """`promised(contract, value)`: the value is as every released revision of the contract's schema says."""
+    checkers: dict[str, list[Draft202012Validator]] = {}
+    for path in sorted((CONTRACTS / "released").glob("*.json")):
+        checker = Draft202012Validator(json.loads(path.read_bytes()), format_checker=formats)
+        checkers.setdefault(path.name.partition(".v")[0], []).append(checker)
+
+    def holds(contract: str, value: Any) -> None:
+        for checker in checkers[contract]:
+            checker.validate(value)
+
+    return holds
 
 
 @pytest.fixture(scope="session")
