@@ -15,7 +15,7 @@ from embedded.cli import parser
 
 ROOT = Path(__file__).parents[2]
 OPERATING = ROOT / "docs" / "operating.md"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SETTING = re.compile(r"^\| `(TWIN_\w+)` \| (?:`([^`]*)`)? ?\|", re.MULTILINE)
 SECTION = re.compile(r"^### `twin ([^`]+)`\n\n([^\n]+)\n(.*?)(?=^#)", re.MULTILINE | re.DOTALL)
 BULLET = re.compile(r"^- `([^`]+)`", re.MULTILINE)
@@ -65,7 +65,7 @@ def test_the_readme_names_every_command() -> None:
     assert [name for name, _, _ in commands(parser()) if not re.search(rf"\btwin {name}\b", readme)] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_that_are_there(page: Path) -> None:
     missing = [target for target in LINK.findall(page.read_text()) if not (page.parent / target).exists()]
 
