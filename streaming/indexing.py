@@ -36,10 +36,7 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """A document delivered again with the content that the ledger's `record` has; `record` says what is new of it.
-
-    `chunks`: those of the record where downstream is to be told again.
-    """
+    """A document delivered again with the content that the ledger has of it; `record` says what is new."""
 
     change: Upsert
     record: Record
@@ -69,7 +66,7 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Unchanged:
-    """Nothing to do: the change is older than the index (`stale`), or holds what the index holds (`same`)."""
+    """Nothing to do: the change is older than the index (`stale`)."""
 
     message: Message
     why: str
@@ -113,15 +110,20 @@ def _prepare(event: Event, ledger: Mapping[str, Record], generation: str, embedd
     record = ledger.get(_document_of(event) or "")
     if isinstance(event, Ignored) or (isinstance(event, DeadLetter) and event.document_id is None):
         return event
-    if record is not None and _overtaken(event, record):
+    same = isinstance(event, Upsert) and _is_indexed(event, record)
+    # What is indexed is told again, also below a later refusal: a crash may have come before downstream was told.
+    if record is not None and _overtaken(event, record) and not (same and event.version == record.version):
         return Unchanged(event.message, "stale", record.document_id)
     if not isinstance(event, Upsert):
         # Also in the ledger's own version: a crash may have come between the record and the points.
         return event
-    same = record is not None and record.version is not None and record.content_hash == event.document.content_hash
     if record is not None and same and not event.repair:
         return _same(event, record)
     return _derive(event, _seen(event.version, record), generation, embedder)
+
+
+def _is_indexed(change: Upsert, record: Record | None) -> bool:
+    return record is not None and record.version is not None and record.content_hash == change.document.content_hash
 
 
 def _overtaken(event: Upsert | Delete | DeadLetter, record: Record) -> bool:
@@ -218,14 +220,12 @@ def _derive(change: Upsert, version: int, generation: str, embedder: Embedder) -
 
 
 def _same(change: Upsert, record: Record) -> Same:
-    """The record with the delivery noted.
+    """The record with the delivery noted, and its chunks: downstream is told again.
 
-    Downstream is told again after a snapshot, for the log may be a new one, and of the very message that the ledger has
-    applied last: it comes again if a crash came before its features were published.
+    The log may be a new one, or a crash may have come between the index and the messages for downstream.
     """
     message = change.message
-    again = change.version is None or (message.log, message.offset) == (record.log, record.offset)
-    now = replace(
+    noted = replace(
         record,
         seen=record.seen if change.version is None else change.version,
         failure=None,
@@ -238,7 +238,7 @@ def _same(change: Upsert, record: Record) -> Same:
         Chunk(position, place.heading_path, record.text[place.start : place.end], place.start, place.end)
         for position, place in enumerate(record.places)
     )
-    return Same(change, now, tuple(chunks) if again else ())
+    return Same(change, record if _overtaken(change, record) else noted, tuple(chunks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +260,7 @@ def _vectors(
     trusted: list[str] = []
     for item in prepared:
         if isinstance(item, Derived | Same):
-            own = {place.chunk_id: chunk.text for place, chunk in zip(item.record.places, item.chunks, strict=False)}
+            own = {place.chunk_id: chunk.text for place, chunk in zip(item.record.places, item.chunks, strict=True)}
             texts |= own
             # A repair takes nothing for granted.
             trusted += () if item.change.repair else own
@@ -321,8 +321,6 @@ def _touch(item: Same, index: QdrantIndex, before: Record | None, vectors: Vecto
             return None
     else:
         index.touch(before, record)
-    if not item.chunks:
-        return Unchanged(change.message, "same", record.document_id)
     return Indexed(
         change, record, item.chunks, vectors.by_id, embedded=len(own), reused=len(item.chunks) - len(own), removed=0
     )
