@@ -99,11 +99,15 @@ class Probe:
         """Seconds since the log last answered; None before it did."""
         return self._clock() - self._looked if self._looked else None
 
+    def still(self) -> float | None:
+        """Seconds since the committed offsets were first seen as they are now; None before the first look."""
+        return self._clock() - self._moved if self._moved else None
+
     def told(self) -> dict[str, Any]:
         """As `/api/status` tells it.
 
         `seconds`: the age of the oldest, None before the first look; `partitions`: those that are behind, the oldest
-        first; `still`: seconds since any offset was committed, at least; `stuck`: whether the oldest is older than
+        first; `still`: as `still()`; `stuck`: whether the oldest is older than
         OLD_SECONDS while nothing moves; `looked`: seconds since the last look; `reason`: why the log does not answer.
         """
         now, heads = self._clock(), self._heads
@@ -114,12 +118,12 @@ class Probe:
         ]
         behind.sort(key=lambda each: -each["seconds"])
         oldest = behind[0]["seconds"] if behind else 0.0
-        still = now - self._moved
+        still = self.still()
         return {
             "seconds": oldest if self._looked else None,
             "partitions": behind,
-            "still": still if self._moved else None,
-            "stuck": oldest > OLD_SECONDS and still > STILL_SECONDS,
+            "still": still,
+            "stuck": oldest > OLD_SECONDS and (still or 0.0) > STILL_SECONDS,
             "looked": self.looked_ago(),
             "reason": self._reason,
         }

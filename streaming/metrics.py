@@ -82,7 +82,9 @@ class StreamMetrics(Collector):
             ("partition",),
             (((str(partition),), age) for partition, age in probe.ages().items()),
         )
-        looked = probe.looked_ago()
+        still, looked = probe.still(), probe.looked_ago()
+        if still is not None:
+            yield _gauge("twin_oldest_still_seconds", "Since the committed offsets were first seen as they are.", still)
         if looked is not None:
             yield _gauge("twin_oldest_look_age_seconds", "Since the log was last asked for the oldest change.", looked)
 

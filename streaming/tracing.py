@@ -38,7 +38,7 @@ NO_CHANGE = frozenset({"tombstone", "foreign"})
 def check_tracing() -> None:
     """Raise InvalidSettings if the extra that makes traces is not installed."""
     if not all(map(_installed, ("sdk", "exporter.otlp.proto.http"))):
-        raise InvalidSettings("TWIN_OTLP_URL: traces need the extra `tracing`: pip install 'llm-twin[tracing]'")
+        raise InvalidSettings("TWIN_OTLP_URL: traces need the extra `tracing`: run `scripts/setup tracing`")
 
 
 def open_traces(otlp_url: str, count: Callable[..., None]) -> Traces:

@@ -73,7 +73,7 @@ def test_the_table_of_metrics_is_what_the_app_exposes() -> None:
     progress.reads({0: 0})
     progress.searchable(datetime.now(UTC))
     probe = Probe(Log("", "", "", "", "", "", lambda: ""))
-    probe._looked = 1.0
+    probe._looked = probe._moved = 1.0
     registry.register(StreamMetrics(progress, probe))
     Metrics(registry)
 

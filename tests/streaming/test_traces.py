@@ -166,7 +166,7 @@ def test_a_trace_names_the_change_and_holds_nothing_of_its_text(opened: Traces, 
     ("outcome", "said", "steps"),
     [
         (Removed(Delete(message("d"), 9, "d1", None), 4), "deleted", {"write"}),
-        (Unchanged(message(), "stale"), "stale", set()),
+        (Unchanged(message(), "stale", "d1"), "stale", set()),
         (Ignored(message(), "superseded"), "superseded", set()),
         (DeadLetter(message(), "clean", "a secret", "d1", 9), "refused", {"write"}),
         (indexed(message(), embedded=0), "indexed", {"write"}),
@@ -311,7 +311,9 @@ def test_a_message_that_cannot_be_traced_fails_nothing(
 def test_without_the_extra_an_address_is_refused_and_the_extra_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "_installed", lambda part: False)
 
-    with pytest.raises(InvalidSettings, match=r"TWIN_OTLP_URL: traces need the extra `tracing`: .*llm-twin\[tracing\]"):
+    with pytest.raises(
+        InvalidSettings, match="TWIN_OTLP_URL: traces need the extra `tracing`: run `scripts/setup tracing`"
+    ):
         open_traces("http://127.0.0.1:4318", lambda **_: None)
     with pytest.raises(InvalidSettings, match="tracing"):
         refuse(Settings(otlp_url="http://127.0.0.1:4318"))
