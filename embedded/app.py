@@ -21,7 +21,7 @@ from corpus.settings import Settings, running_addresses
 from streaming.clients import consumer_group
 from streaming.dataflow import feature_dataflow
 from streaming.freshness import Delays
-from streaming.lag import LOOK_SECONDS, Probe
+from streaming.lag import LOOK_SECONDS, STILL_SECONDS, Probe
 from streaming.log import Log
 from streaming.progress import Progress
 from streaming.reconcile import Repaired, disagreement, reenter
@@ -172,7 +172,7 @@ class Stream:
             "lag": self.progress.lag(),
             "verified": self.last_report(),
             "freshness": self.progress.freshness(),
-            "oldest": self.probe.told() if self.probe is not None else None,
+            "oldest": self._oldest(self.probe) if self.probe is not None else None,
             "stream": {
                 "state": self.progress.state,
                 "reason": self.progress.reason,
@@ -180,6 +180,11 @@ class Stream:
                 "counts": self.progress.counted(),
             },
         }
+
+    def _oldest(self, probe: Probe) -> dict[str, Any]:
+        told = probe.told()
+        # A batch of long documents on a busy machine takes longer than a dataflow that hangs may go unseen.
+        return {**told, "stuck": told["stuck"] and not self.progress.embedding(STILL_SECONDS)}
 
 
 @dataclass(frozen=True)

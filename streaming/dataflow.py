@@ -39,6 +39,7 @@ def feature_dataflow(
     def go_on() -> None:
         if stop.is_set():
             raise Stopped
+        progress.embeds()
 
     def apply(events: list[Event]) -> list[Outcome]:
         times: dict[str, int] = {}

@@ -20,7 +20,7 @@ from streaming.log import Log, as_message
 
 LOOK_SECONDS = 2.0
 OLD_SECONDS = 10.0
-# A batch of long documents takes seconds; with the pause between two looks this is told before OLD_SECONDS are over.
+# With the pause between two looks, what hangs is told before OLD_SECONDS are over.
 STILL_SECONDS = OLD_SECONDS - LOOK_SECONDS
 ASK_SECONDS = 5.0
 # The first message alone is wanted. One that is larger than a fetch comes alone, but it comes.

@@ -23,6 +23,7 @@ class Progress:
     delays: Delays = field(default_factory=Delays)
     _ends: dict[int, int] = field(default_factory=dict)
     _committed: dict[int, int] = field(default_factory=dict)
+    _embedded: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def report(self, state: str, reason: str | None) -> None:
@@ -30,6 +31,7 @@ class Progress:
         with self._lock:
             self.state, self.reason = state, reason
             self._ends.clear()
+            self._embedded = None
 
     def count(self, **amounts: int) -> None:
         with self._lock:
@@ -45,6 +47,15 @@ class Progress:
         """A reader noted the end of each of its partitions. (Asking its consumer would wait for the reader's poll.)"""
         with self._lock:
             self._ends.update(ends)
+
+    def embeds(self) -> None:
+        """The model is at work on a batch: called every second or so, before each of its parts."""
+        self._embedded = time.monotonic()
+
+    def embedding(self, within: float) -> bool:
+        """Whether the model was at work within these seconds, in a dataflow that did not fail since."""
+        last = self._embedded
+        return last is not None and time.monotonic() - last < within
 
     def committed(self, partition: int, offset: int) -> None:
         with self._lock:

@@ -70,6 +70,18 @@ def test_a_dataflow_that_waits_reads_nothing() -> None:
     assert progress.lag() is None
 
 
+def test_the_model_is_at_work_until_it_is_silent_or_its_dataflow_fails() -> None:
+    progress = Progress()
+    assert not progress.embedding(within=1000)
+
+    progress.embeds()
+    assert progress.embedding(within=1000)
+    assert not progress.embedding(within=0)
+
+    progress.report("waiting", "the index is away")
+    assert not progress.embedding(within=1000)
+
+
 def test_metrics_leave_out_what_nobody_knows_yet() -> None:
     progress = Progress()
     progress.count(documents_indexed=2)
