@@ -19,6 +19,7 @@ from streaming.lag import Probe
 from streaming.log import Log
 from streaming.metrics import StreamMetrics
 from streaming.progress import Progress
+from streaming.verify import Report
 
 ROOT = Path(__file__).parents[2]
 OPERATING = ROOT / "docs" / "operating.md"
@@ -74,7 +75,8 @@ def test_the_table_of_metrics_is_what_the_app_exposes() -> None:
     progress.searchable(datetime.now(UTC))
     probe = Probe(Log("", "", "", "", "", "", lambda: ""))
     probe._looked = probe._moved = 1.0
-    registry.register(StreamMetrics(progress, probe))
+    report = Report(1, 2, 0, 0, 0, 0, 0, 0, 0, None, "g", (), 0.1, datetime.now(UTC))
+    registry.register(StreamMetrics(progress, lambda: report, probe))
     Metrics(registry)
 
     exposed = re.findall(r"^# TYPE (\w+) (\w+)$", generate_latest(registry).decode(), re.MULTILINE)
