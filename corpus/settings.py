@@ -66,6 +66,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reconcile_interval: Annotated[float, msgspec.Meta(gt=0)] = 30.0
     verify_interval: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
     tombstone_retention: Annotated[float, msgspec.Meta(ge=0)] = 7 * 86_400.0
+    # What 95 % of changes are to stay below, from the source's commit to searchable.
+    freshness_objective: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    # Where a trace of each change is sent: a collector that speaks OTLP over HTTP.
+    otlp_url: str | None = None
 
     @property
     def log_directory(self) -> Path:
@@ -73,7 +77,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SECRETS = frozenset({"qdrant_api_key", "llm_api_key", "api_keys"})
-URLS = dict.fromkeys(("connect_url", "qdrant_url", "app_url", "llm_url"), ("http", "https"))
+URLS = dict.fromkeys(("connect_url", "qdrant_url", "app_url", "llm_url", "otlp_url"), ("http", "https"))
 # By setting: the schemes that its address may have; "" is an address without one.
 SCHEMES = {**URLS, "mongodb_uri": ("mongodb", "mongodb+srv"), "kafka_bootstrap_servers": ("", "plaintext")}
 HOST = r"(?:[\w.%-]+|\[[\da-f:.%]+\])"

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,13 @@ from corpus.index import QdrantIndex, open_index
 from corpus.settings import Settings, running_addresses
 from streaming.clients import consumer_group
 from streaming.dataflow import feature_dataflow
+from streaming.freshness import Delays
+from streaming.lag import LOOK_SECONDS, STILL_SECONDS, Probe
 from streaming.log import Log
 from streaming.progress import Progress
 from streaming.reconcile import Repaired, disagreement, reenter
 from streaming.runner import DataflowRunner
+from streaming.tracing import Traces, open_traces
 from streaming.verify import NotApplied, Report, Verification, described, summary
 from streaming.waiting import TimedOut, Wait
 
@@ -59,6 +62,8 @@ class Stream:
     warehouse_id: str = ""
     verified: Report | None = None
     _verifying: threading.Lock = field(default_factory=threading.Lock)
+    probe: Probe | None = None
+    traces: Traces | None = None
 
     def log(self) -> Log:
         from ingestion.topics import topics
@@ -80,7 +85,10 @@ class Stream:
 
     def dataflow(self, stop: threading.Event) -> Dataflow:
         self.recognise()
-        return feature_dataflow(self.log(), lambda: self.warehouse_id, self.index, self.embedder, self.progress, stop)
+        here = self.log()
+        return feature_dataflow(
+            here, lambda: self.warehouse_id, self.index, self.embedder, self.progress, stop, self.traces
+        )
 
     def recognise(self) -> None:
         """Follow the warehouse that answers now: a database that was dropped and filled again has another identity."""
@@ -162,8 +170,9 @@ class Stream:
             "warehouse": {"documents": self.warehouse.count()},
             "index": {"documents": counts.documents, "chunks": counts.chunks, "generation": self.index.generation},
             "lag": self.progress.lag(),
-            "freshness": asdict(self.progress.freshness()),
             "verified": self.last_report(),
+            "freshness": self.progress.freshness(),
+            "oldest": self._oldest(self.probe) if self.probe is not None else None,
             "stream": {
                 "state": self.progress.state,
                 "reason": self.progress.reason,
@@ -171,6 +180,11 @@ class Stream:
                 "counts": self.progress.counted(),
             },
         }
+
+    def _oldest(self, probe: Probe) -> dict[str, Any]:
+        told = probe.told()
+        # A batch of long documents on a busy machine takes longer than a dataflow that hangs may go unseen.
+        return {**told, "stuck": told["stuck"] and not self.progress.embedding(STILL_SECONDS)}
 
 
 @dataclass(frozen=True)
@@ -245,6 +259,9 @@ def revive_connector(connect_url: str, stream: Stream) -> None:
 def run_stream(stream: Stream, stack: ExitStack, workers: int = 1) -> None:
     """Start the dataflow and what keeps it complete; `stack` ends them in the right order."""
     settings = stream.settings
+    if settings.otlp_url is not None:
+        stream.traces = open_traces(settings.otlp_url, stream.progress.count)
+        stack.callback(stream.traces.close)
     runner = DataflowRunner(stream.dataflow, stream.progress, workers)
     stack.callback(runner.stop)
     runner.start()
@@ -288,14 +305,21 @@ def serve(settings: Settings, port: int, *, with_stream: bool) -> None:
         embedder = load_embedder(settings)
         index = open_index(settings, generation(embedder), embedder.dimensions)
         stack.callback(index.close)
-        progress = Progress()
+        progress = Progress(delays=Delays(settings.freshness_objective))
         stream = Stream(settings, warehouse, index, embedder, progress)
+        if settings.kafka_bootstrap_servers is not None:
+            # Also where the dataflow is another process: the log knows how far that is.
+            stream.probe = Probe(stream.log())
+            watch = Repeated("oldest", stream.probe.look, LOOK_SECONDS)
+            stack.callback(watch.stop)
+            stack.callback(stream.probe.close)
+            watch.start()
         checks = {}
         if with_stream:
             run_stream(stream, stack)
             checks["stream"] = lambda: _must_run(progress)
         registry = CollectorRegistry()
-        registry.register(StreamMetrics(progress, lambda: stream.verified))
+        registry.register(StreamMetrics(progress, lambda: stream.verified, stream.probe))
         app = create_app(
             Parts(
                 settings=settings,

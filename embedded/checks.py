@@ -43,6 +43,10 @@ def refuse(settings: Settings) -> None:
         raise InvalidSettings("TWIN_APP_URL names an app that runs elsewhere: unset it to start one here")
     if settings.connect_url is not None and settings.kafka_bootstrap_servers is None:
         raise InvalidSettings("TWIN_CONNECT_URL: Connect writes to a Kafka, set TWIN_KAFKA_BOOTSTRAP_SERVERS to it too")
+    if settings.otlp_url is not None:
+        from streaming.tracing import check_tracing
+
+        check_tracing()
     if settings.host != "127.0.0.1":
         from serving.access import checked_host
 

@@ -320,16 +320,15 @@ def _status_text(found: dict[str, Any]) -> str:
         told = "  ".join(text for text in (part["address"] or "", process, restarts, part["reason"] or "") if text)
         lines.append(f"{part['name']:<10} {part['state']:<11} {told}".rstrip())
     if found["index"] is not None:
-        fresh = found["freshness"] or {}
-        delays = ", ".join(f"{name} {value:.2f} s" for name, value in fresh.items() if value is not None)
         lines += [
             f"warehouse  {found['warehouse']['documents']} documents",
             f"index      {found['index']['documents']} documents, {found['index']['chunks']} chunks",
             f"lag        {found['lag']} events"
             if found["lag"] is not None
             else "lag        unknown: nothing reads the log",
-            f"freshness  {delays or 'no change yet'}",
+            f"freshness  {_freshness_text(found['freshness'] or {})}",
             f"verified   {_verified_text(found['verified'])}",
+            *_oldest_lines(found.get("oldest") or {}, found.get("stream") or {}),
         ]
     return "\n".join(lines) + "\n"
 
@@ -343,6 +342,29 @@ def _verified_text(report: dict[str, Any] | None) -> str:
     told = "no fault" if not faults else f"{faults} faults, {left} left" if left else f"{faults} faults, all repaired"
     at = report["finished_at"].partition(".")[0].replace("T", " ")
     return f"{at} UTC: {report['documents']} documents, {report['chunks']} chunks, {told}"
+
+
+def _freshness_text(fresh: dict[str, Any]) -> str:
+    delays = ", ".join(f"{name} {fresh[name]:.2g} s" for name in ("p50", "p95", "p99") if fresh.get(name) is not None)
+    if not delays:
+        return "no change in the last 5 min"
+    burn = f"; objective p95 {fresh['objective']:g} s: burn {fresh['burn']['5m']:.1f}" if "burn" in fresh else ""
+    return f"{delays} over 5 min{burn}"
+
+
+def _oldest_lines(oldest: dict[str, Any], stream: dict[str, Any]) -> list[str]:
+    """What waits longest, and since when nothing moves; nothing to say where nothing is behind."""
+    lines = []
+    if oldest.get("reason"):
+        lines.append(f"oldest     unknown: {oldest['reason']}")
+    if oldest.get("partitions"):
+        first, *others = oldest["partitions"]
+        told = f"partition {first['partition']}, offset {first['offset']}: committed {first['seconds']:.0f} s ago"
+        told += f" (behind too: partition {', '.join(str(each['partition']) for each in others)})" if others else ""
+        why = f"; {stream['reason']}" if stream.get("reason") else ""
+        still = f"; nothing was applied for {oldest['still']:.0f} s{why}"
+        lines.append(f"stuck      {told}{still}" if oldest["stuck"] else f"oldest     {told}")
+    return lines
 
 
 def _doctor(namespace: argparse.Namespace, settings: Settings) -> int:

@@ -61,7 +61,7 @@ def measured(status: dict[str, Any], seconds: float, total: float) -> list[str]:
     ]
     since = f"since the app started: {embedded} chunks embedded"
     if fresh["p50"] is not None:
-        since += f"; source commit to searchable p50 {fresh['p50']:.1f} s, p95 {fresh['p95']:.1f} s"
+        since += f"; source commit to searchable, last 5 min, p50 {fresh['p50']:.1f} s, p95 {fresh['p95']:.1f} s"
     ready = (
         f"{part['name']} {part['ready_seconds']} s" for part in status["parts"] if part["ready_seconds"] is not None
     )

@@ -59,13 +59,16 @@ class Streamed(TypedDict):
 
 
 class Status(TypedDict):
-    """How the app follows the warehouse: `lag` in events, None while nothing is read; `freshness` in seconds by
-    percentile, None before the first change; `verified`: the last verification of everything, without its faults."""
+    """How the app follows the warehouse: `lag` in events, None while nothing is read; `freshness`: `p50`, `p95` and
+    `p99` in seconds over the last five minutes, None without a change, with further windows, objective and burn;
+    `oldest`: the oldest unprocessed change of each partition, None without a log; `verified`: the last verification of
+    everything, without its faults."""
 
     warehouse: Warehoused
     index: Indexed
     lag: int | None
-    freshness: dict[str, float | None]
+    freshness: dict[str, Any]
+    oldest: dict[str, Any] | None
     stream: Streamed
     verified: dict[str, Any] | None
 

@@ -6,7 +6,7 @@ Source: Debezium documentation, MongoDB connector, "Data change events".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from corpus.documents import ORDER_BITS, WAREHOUSE_HEADER, Document, from_record
 # The header of a change that `twin verify --repair` sends again.
 REPAIR_HEADER = "twin.repair"
 UPSERTS = {"r": "snapshot", "c": "create", "u": "update"}
+OPERATIONS = {**UPSERTS, "d": "delete"}
 # Dates as aware datetimes, numbers as Python's own, whichever of the two forms of extended JSON a sender writes.
 JSON_OPTIONS = json_util.JSONOptions(tz_aware=True, json_mode=json_util.JSONMode.RELAXED)
 
@@ -27,6 +28,7 @@ class Message:
     """A record of the log as it was received; `value` is None for a tombstone.
 
     `log` names the life of the log that `offset` belongs to: one that lost its messages counts from 0 again.
+    `times`: nanoseconds since the epoch at which it came to a step (`logged`, `received`, ...), for its trace.
     """
 
     topic: str
@@ -36,6 +38,7 @@ class Message:
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
     log: str = ""
+    times: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,19 @@ class Ignored:
 
     message: Message
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a message comes from, as far as it tells: None for what it does not.
+
+    `committed_at`: when the source committed it; for a snapshot's read and a repair, when that was sent.
+    """
+
+    document_id: str | None
+    operation: str | None
+    version: int | None
+    committed_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +169,21 @@ def decode(message: Message, warehouse: str) -> Event:
         return DeadLetter(message, "validate", str(error), document_id, version, source_hash)
     repair = REPAIR_HEADER in dict(message.headers)
     return Upsert(message, version, document, source_hash, _committed_at(envelope), repair)
+
+
+def origin(message: Message) -> Origin:
+    """What the key and the envelope's head say, without the document. Never raises."""
+    try:
+        document_id = _document_id(message.key)
+    except Exception:  # as in `decode`
+        document_id = None
+    try:
+        envelope = _ENVELOPE.decode(message.value or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Origin(document_id, None, None, None)
+    moment = envelope.source.wallTime or envelope.source.ts_ms
+    committed_at = datetime.fromtimestamp(moment / 1000, UTC)
+    return Origin(document_id, OPERATIONS.get(envelope.op), _version(envelope), committed_at)
 
 
 def newest(events: Sequence[Event]) -> list[Event]:

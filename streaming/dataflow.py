@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,12 @@ from bytewax.dataflow import Dataflow
 from corpus.index import QdrantIndex
 from streaming.changes import Event, decode
 from streaming.indexing import Indexed, Outcome, Removed, index_batch
-from streaming.log import ChangeSource, FeatureOutlet, Log
+from streaming.log import ChangeSource, FeatureOutlet, Log, message_of
 from streaming.progress import Progress
 
 if TYPE_CHECKING:
     from corpus.embedding import Embedder
+    from streaming.tracing import Traces
 
 
 class Stopped(Exception):
@@ -30,16 +32,21 @@ def feature_dataflow(
     embedder: Embedder,
     progress: Progress,
     stop: threading.Event,
+    traces: Traces | None = None,
 ) -> Dataflow:
     """Messages -> events -> outcomes. `warehouse()` is the id of the one whose changes count; `stop` ends it."""
 
     def go_on() -> None:
         if stop.is_set():
             raise Stopped
+        progress.embeds()
 
     def apply(events: list[Event]) -> list[Outcome]:
-        outcomes = index_batch(events, index, embedder, go_on)
+        times: dict[str, int] = {}
+        outcomes = index_batch(events, index, embedder, go_on, lambda step: times.update({step: time.time_ns()}))
+        times["indexed"] = time.time_ns()
         for outcome in outcomes:
+            message_of(outcome).times.update(times)
             if isinstance(outcome, Indexed | Removed):
                 progress.searchable(outcome.change.committed_at)
         return outcomes
@@ -49,5 +56,5 @@ def feature_dataflow(
     events = op.map("decode", messages, lambda message: decode(message, warehouse()))
     # Compare, clean, split, embed and write in one step: a later batch must see what an earlier one wrote.
     outcomes = op.flat_map_batch("index", events, apply)
-    op.output("publish and commit", outcomes, FeatureOutlet(log, progress, index.generation))
+    op.output("publish and commit", outcomes, FeatureOutlet(log, progress, index.generation, traces))
     return flow

@@ -78,20 +78,27 @@ Outcome = Indexed | Removed | Unchanged | Ignored | DeadLetter
 
 
 def index_batch(
-    events: Sequence[Event], index: QdrantIndex, embedder: Embedder, go_on: Callable[[], None] = lambda: None
+    events: Sequence[Event],
+    index: QdrantIndex,
+    embedder: Embedder,
+    go_on: Callable[[], None] = lambda: None,
+    begins: Callable[[str], None] = lambda step: None,
 ) -> list[Outcome]:
     """Apply the events in order and return what became of each, in the same order.
 
     Every effect is acknowledged by the index when this returns, and applying a batch again changes nothing. New chunks
     of all documents are embedded together. Raises only if the index or the model fails, never for a document's content;
     and what `go_on` raises, which is called every second or so while the model is at work: nothing is written then.
+    `begins` is told of each step when it comes to it: `embed`, then `write`.
     """
     outcomes: dict[int, Outcome] = {}
     pending = dict(enumerate(newest(events)))
     while pending:
         ledger = index.records([id for event in pending.values() if (id := _document_of(event)) is not None])
         prepared = {at: _prepare(event, ledger, index.generation, embedder) for at, event in pending.items()}
+        begins("embed")
         vectors = _vectors(list(prepared.values()), index, embedder, go_on)
+        begins("write")
         applied = {at: _apply(item, index, ledger, vectors) for at, item in prepared.items()}
         outcomes |= {at: outcome for at, outcome in applied.items() if outcome is not None}
         # Somebody else wrote to these documents meanwhile: compare them with what the ledger says now.

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import base64
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -26,6 +27,9 @@ from streaming.changes import DeadLetter, Message
 from streaming.clients import LogFailed, consumer, consumer_group, delivery_failure, life_of, partitions_of, producer
 from streaming.indexing import Indexed, Outcome, Removed
 from streaming.progress import Progress
+
+if TYPE_CHECKING:
+    from streaming.tracing import Traces
 
 # Enough to fill the embedder's batches, few enough that a batch of long documents is written within seconds.
 BATCH = 32
@@ -105,9 +109,9 @@ class ChangeReader(StatelessSourcePartition[Message]):
                 partition.offset = OFFSET_BEGINNING
             progress.committed(partition.partition, max(partition.offset, 0))
         self._consumer.assign(self._partitions)
-        progress.reads(self.ends)
+        progress.reads(self._ends())
 
-    def ends(self) -> dict[int, int]:
+    def _ends(self) -> dict[int, int]:
         """The end of each partition as the last fetch told it. (Not every broker answers a question for it truly.)"""
         ends = {}
         for partition in self._partitions:
@@ -125,14 +129,15 @@ class ChangeReader(StatelessSourcePartition[Message]):
         # Asked after receiving: the epoch changes before a new log starts, so nothing of the new log gets through.
         if self._log.epoch() != self._epoch:
             raise LogLost("the log was started anew")
-        return [message for message in (_received(each, self._life) for each in received) if message is not None]
+        self._progress.reads(self._ends())
+        return [message for message in (as_message(each, self._life) for each in received) if message is not None]
 
     def close(self) -> None:
-        self._progress.reads_no_more(self.ends)
         self._consumer.close()
 
 
-def _received(message: LogMessage, life: str) -> Message | None:
+def as_message(message: LogMessage, life: str) -> Message | None:
+    """A message of this life of the log; None for an error that passes by itself. Raises LogFailed for others."""
     error = message.error()
     if error is not None:
         if error.code() in TRANSIENT and not error.fatal():
@@ -146,6 +151,7 @@ def _received(message: LogMessage, life: str) -> Message | None:
         value=_bytes(message.value()),
         headers=tuple((str(header[0]), _bytes(header[1])) for header in message.headers() or ()),
         log=life,
+        times={"logged": message.timestamp()[1] * 1_000_000, "received": time.time_ns()},
     )
 
 
@@ -156,16 +162,16 @@ def _bytes(value: str | bytes | None) -> bytes | None:
 class FeatureOutlet(DynamicSink[Outcome]):
     """Publishes what became of each change for downstream teams, then commits the changes' offsets."""
 
-    def __init__(self, log: Log, progress: Progress, generation: str) -> None:
-        self._log, self._progress, self._generation = log, progress, generation
+    def __init__(self, log: Log, progress: Progress, generation: str, traces: Traces | None = None) -> None:
+        self._log, self._progress, self._generation, self._traces = log, progress, generation, traces
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> FeatureWriter:
-        return FeatureWriter(self._log, self._progress, self._generation)
+        return FeatureWriter(self._log, self._progress, self._generation, self._traces)
 
 
 class FeatureWriter(StatelessSinkPartition[Outcome]):
-    def __init__(self, log: Log, progress: Progress, generation: str) -> None:
-        self._log, self._progress, self._generation = log, progress, generation
+    def __init__(self, log: Log, progress: Progress, generation: str, traces: Traces | None = None) -> None:
+        self._log, self._progress, self._generation, self._traces = log, progress, generation, traces
         # The epoch at the start: offsets of this run are never committed to a log that was started anew.
         self._committer = consumer(log.bootstrap, log.group(log.epoch()))
         self._producer = producer(log.bootstrap)
@@ -179,11 +185,14 @@ class FeatureWriter(StatelessSinkPartition[Outcome]):
         self._producer.flush()
         if self._failed:
             raise LogFailed(f"the log did not take {len(self._failed)} messages: {self._failed[0]}")
+        published = time.time_ns()
         offsets = _offsets(items)
         self._committer.commit(offsets=offsets, asynchronous=False)
         for partition in offsets:
             self._progress.committed(partition.partition, partition.offset)
         self._count(items)
+        if self._traces is not None:
+            self._traces.finish(items, published)
 
     def close(self) -> None:
         self._committer.close()

@@ -1,41 +1,37 @@
-"""What the dataflow has done and how fresh the index is: counters and a window of delays, safe across threads."""
+"""What the dataflow has done and how fresh the index is, safe across threads and always answered from memory."""
 
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
-WINDOW = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Freshness:
-    """Seconds from the source's commit to the acknowledged write over the last changes; None before the first."""
-
-    p50: float | None
-    p95: float | None
-    p99: float | None
+from streaming.freshness import BURN_WINDOWS, SHOWN, Delays, Window
 
 
 @dataclass
 class Progress:
-    """Counts by name and the delays of the last WINDOW changes. Snapshot reads have no delay and are left out."""
+    """Counts by name, the lag, and the delays of changes. Snapshot reads have no delay and are left out."""
 
     counts: Counter[str] = field(default_factory=Counter)
     state: str = "starting"
     reason: str | None = None
-    _ends: list[Callable[[], dict[int, int]]] = field(default_factory=list)
+    delays: Delays = field(default_factory=Delays)
+    _ends: dict[int, int] = field(default_factory=dict)
     _committed: dict[int, int] = field(default_factory=dict)
-    _delays: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _embedded: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def report(self, state: str, reason: str | None) -> None:
-        """What the dataflow is at: starting, running, waiting (and for what) or stopped."""
+        """What the dataflow is at: starting, running, waiting (and for what) or stopped; its readers begin anew."""
         with self._lock:
             self.state, self.reason = state, reason
+            self._ends.clear()
+            self._embedded = None
 
     def count(self, **amounts: int) -> None:
         with self._lock:
@@ -45,44 +41,48 @@ class Progress:
         """A change committed at that time became searchable now."""
         if committed_at is not None:
             delay = max(0.0, (datetime.now(UTC) - committed_at).total_seconds())
-            with self._lock:
-                self._delays.append(delay)
+            self.delays.add(delay, time.monotonic())
 
-    def reads(self, ends: Callable[[], dict[int, int]]) -> None:
-        """A reader started; `ends()` gives the end of each partition that it reads."""
+    def reads(self, ends: Mapping[int, int]) -> None:
+        """A reader noted the end of each of its partitions. (Asking its consumer would wait for the reader's poll.)"""
         with self._lock:
-            self._ends.append(ends)
+            self._ends.update(ends)
 
-    def reads_no_more(self, ends: Callable[[], dict[int, int]]) -> None:
-        with self._lock:
-            self._ends = [other for other in self._ends if other != ends]
+    def embeds(self) -> None:
+        """The model is at work on a batch: called every second or so, before each of its parts."""
+        self._embedded = time.monotonic()
+
+    def embedding(self, within: float) -> bool:
+        """Whether the model was at work within these seconds, in a dataflow that did not fail since."""
+        last = self._embedded
+        return last is not None and time.monotonic() - last < within
 
     def committed(self, partition: int, offset: int) -> None:
         with self._lock:
             self._committed[partition] = offset
 
     def lag(self) -> int | None:
-        """Events in the log that are not yet applied; None while nothing is read."""
+        """Events in the log that are not yet applied, as of the last poll; None while nothing is read."""
         with self._lock:
-            readers, committed = list(self._ends), dict(self._committed)
-            if not readers:
+            if not self._ends:
                 return None
-            return sum(
-                max(0, end - committed.get(partition, 0)) for ends in readers for partition, end in ends().items()
-            )
+            return sum(max(0, end - self._committed.get(partition, 0)) for partition, end in self._ends.items())
 
-    def freshness(self) -> Freshness:
-        with self._lock:
-            delays = sorted(self._delays)
-        return Freshness(*(percentile(delays, share) for share in (0.50, 0.95, 0.99)))
+    def windows(self) -> dict[str, Window]:
+        """The delays of the last minute, five minutes and hour."""
+        return self.delays.windows(time.monotonic())
+
+    def freshness(self) -> dict[str, Any]:
+        """As `/api/status` tells it: p50, p95 and p99 of SHOWN, and all windows, the objective and its burn."""
+        windows = self.windows()
+        told = {
+            name: {"changes": window.changes, **{each: getattr(window, each) for each in ("p50", "p95", "p99")}}
+            for name, window in windows.items()
+        }
+        shown = {name: value for name, value in told[SHOWN].items() if name != "changes"}
+        burn = {name: windows[name].burn for name in BURN_WINDOWS}
+        return {**shown, "windows": told, "objective": self.delays.objective, "burn": burn}
 
     def counted(self) -> dict[str, int]:
         with self._lock:
             return dict(self.counts)
-
-
-def percentile(ordered: Sequence[float], share: float) -> float | None:
-    """The smallest value that `share` of the ordered values do not exceed (nearest rank); None of nothing."""
-    if not ordered:
-        return None
-    return ordered[min(len(ordered) - 1, max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1))]

@@ -30,7 +30,9 @@ def test_a_command_says_in_its_own_help_what_it_does(command: str, capsys: pytes
     assert f"{command} {said.removeprefix('QUESTION ')}" in whole
 
 
-@pytest.mark.parametrize("variable", ["MONGODB_URI", "KAFKA_BOOTSTRAP_SERVERS", "CONNECT_URL", "QDRANT_URL", "LLM_URL"])
+@pytest.mark.parametrize(
+    "variable", ["MONGODB_URI", "KAFKA_BOOTSTRAP_SERVERS", "CONNECT_URL", "QDRANT_URL", "LLM_URL", "OTLP_URL"]
+)
 @pytest.mark.parametrize("value", ["user:hunter2@host", "hunter2 pasted", "mongo://user:hunter2"])
 @pytest.mark.parametrize("dotenv", [False, True])
 def test_doctor_refuses_what_is_no_address_without_repeating_it(

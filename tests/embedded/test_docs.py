@@ -5,13 +5,21 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from corpus.settings import PREFIX, Settings
 from embedded.cli import parser
+from serving.metrics import Metrics
+from streaming.lag import Probe
+from streaming.log import Log
+from streaming.metrics import StreamMetrics
+from streaming.progress import Progress
+from streaming.verify import Report
 
 ROOT = Path(__file__).parents[2]
 OPERATING = ROOT / "docs" / "operating.md"
@@ -19,6 +27,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SETTING = re.compile(r"^\| `(TWIN_\w+)` \| (?:`([^`]*)`)? ?\|", re.MULTILINE)
 SECTION = re.compile(r"^### `twin ([^`]+)`\n\n([^\n]+)\n(.*?)(?=^#)", re.MULTILINE | re.DOTALL)
 BULLET = re.compile(r"^- `([^`]+)`", re.MULTILINE)
+METRIC = re.compile(r"^\| `(twin_\w+)` \| (\w+) \|", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -57,6 +66,22 @@ def test_every_command_is_told_of_with_its_help_and_its_arguments() -> None:
     }
 
     assert told == {name: (said.strip(" .").casefold(), named) for name, said, named in commands(parser())}
+
+
+def test_the_table_of_metrics_is_what_the_app_exposes() -> None:
+    told = METRIC.findall(OPERATING.read_text())
+    progress, registry = Progress(), CollectorRegistry()
+    progress.reads({0: 0})
+    progress.searchable(datetime.now(UTC))
+    probe = Probe(Log("", "", "", "", "", "", lambda: ""))
+    probe._looked = probe._moved = 1.0
+    report = Report(1, 2, 0, 0, 0, 0, 0, 0, 0, None, "g", (), 0.1, datetime.now(UTC))
+    registry.register(StreamMetrics(progress, lambda: report, probe))
+    Metrics(registry)
+
+    exposed = re.findall(r"^# TYPE (\w+) (\w+)$", generate_latest(registry).decode(), re.MULTILINE)
+
+    assert sorted(told) == sorted(each for each in exposed if not each[0].endswith("_created"))
 
 
 def test_the_readme_names_every_command() -> None:
