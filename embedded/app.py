@@ -77,17 +77,19 @@ class Stream:
             dead_letters=named.dead_letters,
             index_id=self.index.id,
             epoch=self.epoch,
+            # A local index belongs to one process, and so does the log of a home.
+            shared=self.settings.qdrant_url is not None and not self.epoch(),
         )
 
     def epoch(self) -> str:
         """Which life of the log this is: the home's supervisor writes it down before it starts a log anew."""
         return running_addresses(self.settings.home).get("log_epoch", "")
 
-    def dataflow(self, stop: threading.Event) -> Dataflow:
+    def dataflow(self, stop: threading.Event, stack: ExitStack) -> Dataflow:
         self.recognise()
         here = self.log()
         return feature_dataflow(
-            here, lambda: self.warehouse_id, self.index, self.embedder, self.progress, stop, self.traces
+            here, lambda: self.warehouse_id, self.index, self.embedder, self.progress, stop, stack, self.traces
         )
 
     def recognise(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicCollection
@@ -54,10 +55,15 @@ def life_of(bootstrap: str, topic: str, timeout: float = 10.0) -> str:
     return str(admin.describe_topics(TopicCollection([topic]), request_timeout=timeout)[topic].result().topic_id)
 
 
-def producer(bootstrap: str) -> Producer:
+def producer(bootstrap: str, *, transactional: bool = False) -> Producer:
     """A producer that keeps the order of messages and gives a key the partition that Java's clients give it."""
+    # Its own name: the consumer group tells who may write, not the name of a transaction. One whose worker was killed
+    # in the middle of it holds up the next owner of its partitions until this time is over.
+    own = {"transactional.id": f"twin-{uuid.uuid4()}", "transaction.timeout.ms": 15_000}
+    transactions = own if transactional else {}
     return Producer(
         {
+            **transactions,
             "bootstrap.servers": bootstrap,
             "acks": "all",
             # In order without idempotence: an idempotent producer does not survive a log that was started anew.
@@ -66,7 +72,7 @@ def producer(bootstrap: str) -> Producer:
             "partitioner": "murmur2_random",
             "linger.ms": 1,
             "message.max.bytes": LARGEST_CHANGE,
-            "message.timeout.ms": 60_000,
+            "message.timeout.ms": 15_000 if transactional else 60_000,
             "reconnect.backoff.max.ms": 1000,
             "log_level": 3,
         }

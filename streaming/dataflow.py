@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import bytewax.operators as op
@@ -13,7 +14,7 @@ from bytewax.dataflow import Dataflow
 from corpus.index import QdrantIndex
 from streaming.changes import Event, decode
 from streaming.indexing import Indexed, Outcome, Removed, index_batch
-from streaming.log import ChangeSource, FeatureOutlet, Log, message_of
+from streaming.log import ChangeSource, FeatureOutlet, Log, Members, message_of
 from streaming.progress import Progress
 
 if TYPE_CHECKING:
@@ -32,9 +33,12 @@ def feature_dataflow(
     embedder: Embedder,
     progress: Progress,
     stop: threading.Event,
+    stack: ExitStack,
     traces: Traces | None = None,
 ) -> Dataflow:
-    """Messages -> events -> outcomes. `warehouse()` is the id of the one whose changes count; `stop` ends it."""
+    """Messages -> events -> outcomes. `warehouse()` is the id of the one whose changes count; `stop` ends it.
+
+    What it holds open is closed with `stack`."""
 
     def go_on() -> None:
         if stop.is_set():
@@ -51,10 +55,12 @@ def feature_dataflow(
                 progress.searchable(outcome.change.committed_at)
         return outcomes
 
+    members = Members(log, progress)
+    stack.callback(members.close)
     flow = Dataflow("features")
-    messages = op.input("changes", flow, ChangeSource(log, progress, stop))
+    messages = op.input("changes", flow, ChangeSource(log, members, progress, stop))
     events = op.map("decode", messages, lambda message: decode(message, warehouse()))
     # Compare, clean, split, embed and write in one step: a later batch must see what an earlier one wrote.
     outcomes = op.flat_map_batch("index", events, apply)
-    op.output("publish and commit", outcomes, FeatureOutlet(log, progress, index.generation, traces))
+    op.output("publish and commit", outcomes, FeatureOutlet(log, members, progress, index.generation, traces))
     return flow

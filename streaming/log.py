@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from bytewax.inputs import DynamicSource, StatelessSourcePartition
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as LogMessage
 
 from corpus.documents import LARGEST_MESSAGE
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # Enough to fill the embedder's batches, few enough that a batch of long documents is written within seconds.
 BATCH = 32
 POLL_SECONDS = 0.05
-COMMIT_SECONDS = 10.0
+TRANSACTION_SECONDS = 30.0
 SCHEMA_VERSION = ("schema-version", b"1")
 # The key is beside it.
 LARGEST_LETTER = LARGEST_MESSAGE - 1_000_000
@@ -42,6 +42,14 @@ DOCUMENT_FIELDS = (
     *("document_id", "version", "category", "platform", "author", "author_id", "url", "title", "language"),
     *("published_at", "crawled_at", "crawl_id", "content_hash", "text"),
 )
+# A worker that is killed is missed after ten seconds. One that embeds a batch of the largest documents does not poll
+# for minutes, and is not to be taken for dead.
+SHARING = {
+    "session.timeout.ms": 10_000,
+    "heartbeat.interval.ms": 1_000,
+    "max.poll.interval.ms": 900_000,
+    "partition.assignment.strategy": "range",
+}
 # librdkafka reconnects by itself; these say that it is at it.
 TRANSIENT = frozenset(
     {
@@ -65,7 +73,11 @@ class LogLost(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Where the dataflow reads and publishes. `epoch()` changes when the log was started anew without its messages."""
+    """Where the dataflow reads and publishes.
+
+    `epoch()` changes when the log was started anew without its messages; `shared`: other processes may follow the same
+    log into the same index, so the partitions are shared out by the consumer group.
+    """
 
     bootstrap: str
     changes: str
@@ -74,66 +86,125 @@ class Log:
     dead_letters: str
     index_id: str
     epoch: Callable[[], str]
+    shared: bool = False
 
     def group(self, epoch: str) -> str:
         return consumer_group(self.index_id, epoch)
 
 
-class ChangeSource(DynamicSource[Message]):
-    """Messages of the changes topic from the committed offsets on; worker i of n reads the partitions p with p % n = i.
+class Member:
+    """A worker's consumer, and the partitions that it has: the same ones for good, or what the group gives it."""
 
-    One consumer reads all partitions of a worker, so batches form across them. Ends when `stop` is set.
+    def __init__(self, log: Log, progress: Progress, worker: int, workers: int) -> None:
+        self._progress = progress
+        # The epoch at the start: offsets of this run are never committed to a log that was started anew.
+        self.epoch = log.epoch()
+        self._users, self._closed = 2, False
+        self.partitions: dict[int, TopicPartition] = {}
+        self.consumer = consumer(log.bootstrap, log.group(self.epoch), **(SHARING if log.shared else {}))
+        if log.shared:
+            self.consumer.subscribe([log.changes], on_assign=self._given, on_revoke=self._taken, on_lost=self._taken)
+            return
+        mine = [
+            TopicPartition(log.changes, partition)
+            for partition in partitions_of(self.consumer, log.changes)
+            if partition % workers == worker
+        ]
+        self._given(self.consumer, mine)
+
+    def ends(self) -> dict[int, int]:
+        """The end of each partition as the last fetch told it. (Not every broker answers a question for it truly.)"""
+        ends = {}
+        for number, partition in self.partitions.items():
+            _, end = self.consumer.get_watermark_offsets(partition, cached=True)
+            ends[number] = end
+        return ends
+
+    def commit(self, offsets: list[TopicPartition]) -> None:
+        self.consumer.commit(offsets=offsets, asynchronous=False)
+
+    def leave(self) -> None:
+        """The reader and the writer of a worker share it: it is closed when both have left."""
+        self._users -= 1
+        if not self._users:
+            self.close()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.consumer.close()
+
+    def _given(self, reader: Consumer, partitions: list[TopicPartition]) -> None:
+        # Those of a worker that was killed in the middle of a transaction are told when its time is over.
+        found = reader.committed(partitions, timeout=TRANSACTION_SECONDS) if partitions else []
+        for partition in found:
+            if partition.offset < 0:
+                partition.offset = OFFSET_BEGINNING
+            self._progress.committed(partition.partition, max(partition.offset, 0))
+        self.partitions = {partition.partition: partition for partition in found}
+        reader.assign(found)
+
+    def _taken(self, reader: Consumer, partitions: list[TopicPartition]) -> None:
+        self._progress.reads_no_more([partition.partition for partition in partitions])
+        self.partitions = {}
+
+
+class Members:
+    """The members of one process' dataflow, by worker: its reader and its writer ask for the same one."""
+
+    def __init__(self, log: Log, progress: Progress) -> None:
+        self._log, self._progress = log, progress
+        self._members: dict[int, Member] = {}
+        self._lock = threading.Lock()
+
+    def of(self, worker: int, workers: int) -> Member:
+        with self._lock:
+            if worker not in self._members:
+                self._members[worker] = Member(self._log, self._progress, worker, workers)
+            return self._members[worker]
+
+    def close(self) -> None:
+        """Leave the group, whatever ended the dataflow: a member that nobody polls would keep its partitions."""
+        for member in self._members.values():
+            member.close()
+
+
+class ChangeSource(DynamicSource[Message]):
+    """Messages of the changes topic from the committed offsets on; ends when `stop` is set.
+
+    Of one process with n workers, worker i reads the partitions p with p % n = i; where several processes share the
+    log, the consumer group gives each worker its own. One consumer reads all partitions of a worker, so batches form
+    across them.
     """
 
-    def __init__(self, log: Log, progress: Progress, stop: threading.Event) -> None:
-        self._log, self._progress, self._stop = log, progress, stop
+    def __init__(self, log: Log, members: Members, progress: Progress, stop: threading.Event) -> None:
+        self._log, self._members, self._progress, self._stop = log, members, progress, stop
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> ChangeReader:
-        return ChangeReader(self._log, self._progress, self._stop, worker_index, worker_count)
+        return ChangeReader(self._log, self._members.of(worker_index, worker_count), self._progress, self._stop)
 
 
 class ChangeReader(StatelessSourcePartition[Message]):
-    def __init__(self, log: Log, progress: Progress, stop: threading.Event, worker: int, workers: int) -> None:
-        self._log, self._progress, self._stop = log, progress, stop
-        self._epoch = log.epoch()
-        self._consumer = consumer(log.bootstrap, log.group(self._epoch))
+    def __init__(self, log: Log, member: Member, progress: Progress, stop: threading.Event) -> None:
+        self._log, self._member, self._progress, self._stop = log, member, progress, stop
         self._life = life_of(log.bootstrap, log.changes)
-        mine = [
-            TopicPartition(log.changes, partition)
-            for partition in partitions_of(self._consumer, log.changes)
-            if partition % workers == worker
-        ]
-        self._partitions = self._consumer.committed(mine, timeout=COMMIT_SECONDS) if mine else []
-        for partition in self._partitions:
-            if partition.offset < 0:
-                partition.offset = OFFSET_BEGINNING
-            progress.committed(partition.partition, max(partition.offset, 0))
-        self._consumer.assign(self._partitions)
-        progress.reads(self._ends())
-
-    def _ends(self) -> dict[int, int]:
-        """The end of each partition as the last fetch told it. (Not every broker answers a question for it truly.)"""
-        ends = {}
-        for partition in self._partitions:
-            _, end = self._consumer.get_watermark_offsets(partition, cached=True)
-            ends[partition.partition] = end
-        return ends
+        progress.reads(member.ends())
 
     def next_batch(self) -> list[Message]:
         if self._stop.is_set():
             raise StopIteration
         # Waiting here releases the GIL, and a first message is handed on at once: no window adds to the latency, and
         # what arrives while a batch is embedded makes up the next.
-        first = self._consumer.poll(POLL_SECONDS)
-        received = [] if first is None else [first, *self._consumer.consume(BATCH - 1, 0)]
+        first = self._member.consumer.poll(POLL_SECONDS)
+        received = [] if first is None else [first, *self._member.consumer.consume(BATCH - 1, 0)]
         # Asked after receiving: the epoch changes before a new log starts, so nothing of the new log gets through.
-        if self._log.epoch() != self._epoch:
+        if self._log.epoch() != self._member.epoch:
             raise LogLost("the log was started anew")
-        self._progress.reads(self._ends())
+        self._progress.reads(self._member.ends())
         return [message for message in (as_message(each, self._life) for each in received) if message is not None]
 
     def close(self) -> None:
-        self._consumer.close()
+        self._member.leave()
 
 
 def as_message(message: LogMessage, life: str) -> Message | None:
@@ -162,40 +233,75 @@ def _bytes(value: str | bytes | None) -> bytes | None:
 class FeatureOutlet(DynamicSink[Outcome]):
     """Publishes what became of each change for downstream teams, then commits the changes' offsets."""
 
-    def __init__(self, log: Log, progress: Progress, generation: str, traces: Traces | None = None) -> None:
-        self._log, self._progress, self._generation, self._traces = log, progress, generation, traces
+    def __init__(
+        self, log: Log, members: Members, progress: Progress, generation: str, traces: Traces | None = None
+    ) -> None:
+        self._log, self._members, self._progress = log, members, progress
+        self._generation, self._traces = generation, traces
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> FeatureWriter:
-        return FeatureWriter(self._log, self._progress, self._generation, self._traces)
+        member = self._members.of(worker_index, worker_count)
+        return FeatureWriter(self._log, member, self._progress, self._generation, self._traces)
 
 
 class FeatureWriter(StatelessSinkPartition[Outcome]):
-    def __init__(self, log: Log, progress: Progress, generation: str, traces: Traces | None = None) -> None:
-        self._log, self._progress, self._generation, self._traces = log, progress, generation, traces
-        # The epoch at the start: offsets of this run are never committed to a log that was started anew.
-        self._committer = consumer(log.bootstrap, log.group(log.epoch()))
-        self._producer = producer(log.bootstrap)
+    def __init__(
+        self, log: Log, member: Member, progress: Progress, generation: str, traces: Traces | None = None
+    ) -> None:
+        self._log, self._member, self._progress = log, member, progress
+        self._generation, self._traces = generation, traces
         self._failed: list[str] = []
+        self._producer = producer(log.bootstrap, transactional=log.shared)
+        if log.shared:
+            self._producer.init_transactions(TRANSACTION_SECONDS)
 
     def write_batch(self, items: list[Outcome]) -> None:
-        for outcome in items:
-            for topic, key, value in features(outcome, self._log, self._generation):
-                self._producer.produce(topic, value, key, headers=[SCHEMA_VERSION], on_delivery=self._delivered)
-                self._producer.poll(0)
-        self._producer.flush()
-        if self._failed:
-            raise LogFailed(f"the log did not take {len(self._failed)} messages: {self._failed[0]}")
-        published = time.time_ns()
-        offsets = _offsets(items)
-        self._committer.commit(offsets=offsets, asynchronous=False)
-        for partition in offsets:
+        published = self._publish_fenced(items) if self._log.shared else self._publish(items)
+        for partition in _offsets(items):
             self._progress.committed(partition.partition, partition.offset)
         self._count(items)
         if self._traces is not None:
             self._traces.finish(items, published)
 
+    def _publish(self, items: list[Outcome]) -> int:
+        """Publish, and then commit; when the last message was acknowledged (ns)."""
+        self._produce(items)
+        self._producer.flush()
+        if self._failed:
+            raise LogFailed(f"the log did not take {len(self._failed)} messages: {self._failed[0]}")
+        published = time.time_ns()
+        self._member.commit(_offsets(items))
+        return published
+
+    def _publish_fenced(self, items: list[Outcome]) -> int:
+        """Publish and commit in one transaction, which the log refuses to a worker that its group has given up.
+
+        So a worker that slept publishes nothing over what the next owner of its partitions has published meanwhile.
+        Source: KIP-447, "Producer scalability for exactly once semantics".
+        """
+        # What the group has given to another worker meanwhile, that one applies again and publishes in its order.
+        items = [outcome for outcome in items if message_of(outcome).partition in self._member.partitions]
+        try:
+            self._producer.begin_transaction()
+            self._produce(items)
+            members = self._member.consumer.consumer_group_metadata()
+            self._producer.send_offsets_to_transaction(_offsets(items), members, TRANSACTION_SECONDS)
+            self._producer.commit_transaction(TRANSACTION_SECONDS)
+        except KafkaException as error:
+            if not error.args[0].fatal():
+                self._producer.abort_transaction(TRANSACTION_SECONDS)
+            # What was applied comes again, here or to whoever has the partition now.
+            raise LogFailed(f"what was applied cannot be published: {error.args[0].str()}") from error
+        return time.time_ns()
+
+    def _produce(self, items: list[Outcome]) -> None:
+        for outcome in items:
+            for topic, key, value in features(outcome, self._log, self._generation):
+                self._producer.produce(topic, value, key, headers=[SCHEMA_VERSION], on_delivery=self._delivered)
+                self._producer.poll(0)
+
     def close(self) -> None:
-        self._committer.close()
+        self._member.leave()
 
     def _delivered(self, error: KafkaError | None, message: LogMessage) -> None:
         reason = delivery_failure(error, message)

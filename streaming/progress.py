@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +21,8 @@ class Progress:
     state: str = "starting"
     reason: str | None = None
     delays: Delays = field(default_factory=Delays)
+    # A worker may have no partition at all, and reads all the same.
+    _reading: bool = False
     _ends: dict[int, int] = field(default_factory=dict)
     _committed: dict[int, int] = field(default_factory=dict)
     _embedded: float | None = None
@@ -32,6 +34,7 @@ class Progress:
             self.state, self.reason = state, reason
             self._ends.clear()
             self._embedded = None
+            self._reading = False
 
     def count(self, **amounts: int) -> None:
         with self._lock:
@@ -47,6 +50,14 @@ class Progress:
         """A reader noted the end of each of its partitions. (Asking its consumer would wait for the reader's poll.)"""
         with self._lock:
             self._ends.update(ends)
+            self._reading = True
+
+    def reads_no_more(self, partitions: Iterable[int]) -> None:
+        """These partitions are another reader's now."""
+        with self._lock:
+            for partition in partitions:
+                self._ends.pop(partition, None)
+                self._committed.pop(partition, None)
 
     def embeds(self) -> None:
         """The model is at work on a batch: called every second or so, before each of its parts."""
@@ -64,7 +75,7 @@ class Progress:
     def lag(self) -> int | None:
         """Events in the log that are not yet applied, as of the last poll; None while nothing is read."""
         with self._lock:
-            if not self._ends:
+            if not self._reading:
                 return None
             return sum(max(0, end - self._committed.get(partition, 0)) for partition, end in self._ends.items())
 

