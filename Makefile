@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: setup demo up down test test-integration check bench clean
+.PHONY: setup demo up down test test-integration check bench soak clean
 
 setup:
 	@scripts/setup
@@ -30,6 +30,14 @@ check: setup-dev
 
 bench: setup-dev
 	$(BIN)/pytest -m benchmark -s -q
+
+SEED ?= 7
+OPS ?= 100000
+OPTIONS ?=
+
+# OPTIONS="--rounds 0" leaves out the sample with real processes.
+soak: setup-dev
+	PYTHONPATH=. $(BIN)/python tests/oracle/soak.py --seed $(SEED) --operations $(OPS) $(OPTIONS)
 
 .PHONY: setup-dev
 setup-dev:

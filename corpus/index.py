@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -241,16 +241,48 @@ class QdrantIndex:
             found |= {point.id: point for point in of_documents}
         yield from found.values()
 
+    def begun(self, document_id: str, version: int) -> bool:
+        """Whether points of the document have a later version: it is being written, or was cut short by a crash."""
+        return self._chunks.count(Where(equals={"document_id": document_id}, at_least={"version": version + 1})) > 0
+
+    def whole(self, record: Record) -> bool:
+        """Whether each of the record's points is there in the record's version."""
+        version = record.version or 0
+        own = Where(at_least={"version": version}, at_most={"version": version}, ids=record.chunk_ids)
+        return self._chunks.count(own) == len(record.places)
+
     # Writing
 
     def replace(
-        self, record: Record, chunks: Sequence[Chunk], vectors: Mapping[str, Sequence[float]], before: Record | None
+        self,
+        record: Record,
+        chunks: Sequence[Chunk],
+        vectors: Mapping[str, Sequence[float]],
+        before: Record | None,
+        over_later: bool = False,
     ) -> bool:
         """Make `record` the document's indexed version; False if the ledger no longer says `before`.
 
         `chunks` stand in the order of `record.places`; `vectors` has a dense vector for each of them. `before` is what
         the ledger said when the change was compared with it: if somebody else wrote since, compare again.
+        `over_later`: replace points of later versions too, whose record was never written.
         """
+        self._put(record, chunks, vectors, over_later)
+        if not self._write(record, before):
+            return False
+        if over_later:
+            owner = {"document_id": record.document_id}
+            later = {"version": record.seen + 1}
+            self._chunks.delete(Where(equals=owner, at_least=later, other_than=record.chunk_ids))
+        return True
+
+    def restore(self, record: Record, chunks: Sequence[Chunk], vectors: Mapping[str, Sequence[float]]) -> None:
+        """Write the points of `record`, as the ledger has it, once more: somebody who came too late wrote over them."""
+        self._put(record, chunks, vectors, False)
+
+    def _put(
+        self, record: Record, chunks: Sequence[Chunk], vectors: Mapping[str, Sequence[float]], over_later: bool
+    ) -> None:
         if record.version is None:
             raise ValueError(f"record of {record.document_id} has no version")
         points = [
@@ -262,24 +294,14 @@ class QdrantIndex:
             )
             for position, (place, chunk) in enumerate(zip(record.places, chunks, strict=True))
         ]
-        self._chunks.upsert(points, only_over=Where(at_most={"version": record.version}))
-        return self._write(record, before)
+        self._chunks.upsert(points, only_over=None if over_later else Where(at_most={"version": record.version}))
 
-    def touch(self, record: Record, now: Record) -> None:
-        """The content of `record` was delivered again: take over what else `now` says, and finish what a crash left."""
-        names = ("seen", "failure", "source_hash", "crawled_at", "log", "offset")
-        settled = replace(record, **{name: getattr(now, name) for name in names})
-        if settled != record:
-            payload = msgspec.to_builtins(settled)
-            self._ledger.set_payload(
-                Where(
-                    ids=[ledger_point(record.document_id)],
-                    at_least={"seen": record.seen},
-                    at_most={"seen": min(record.seen, now.seen)},
-                ),
-                {name: payload[name] for name in names},
-            )
-        self.sweep(record)
+    def touch(self, now: Record, before: Record) -> bool:
+        """The content of `before` was delivered again: take over what else `now` says, and finish what a crash left.
+
+        False if the ledger no longer says `before`.
+        """
+        return self._write(now, before)
 
     def delete(self, tombstone: Record, before: Record | None) -> bool:
         """Remove the document; its record stays as a tombstone so that no older change can bring it back.
@@ -297,10 +319,10 @@ class QdrantIndex:
 
     def sweep(self, record: Record) -> None:
         """Remove points of the document that `record`, as the ledger has it, does not hold: what an earlier version
-        left, or a writer that came too late. Those of later versions stay: their record is being written."""
-        newest = record.seen if record.deleted else (record.version or 0)
+        left, or a writer that came too late. Those of later versions than it has seen stay: their record is being
+        written."""
         owner = {"document_id": record.document_id}
-        self._chunks.delete(Where(equals=owner, at_most={"version": newest}, other_than=record.chunk_ids))
+        self._chunks.delete(Where(equals=owner, at_most={"version": record.seen}, other_than=record.chunk_ids))
 
     def remove(self, ledger_ids: Sequence[str], chunk_ids: Sequence[str]) -> None:
         """Remove points that no change of a document can reach: of `ledger_points` and `chunk_points`."""

@@ -144,7 +144,7 @@ def decode(message: Message, warehouse: str) -> Event:
         return DeadLetter(message, "decode", f"the key is not a document's: {error}")
     try:
         envelope = _ENVELOPE.decode(message.value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except Exception as error:  # beside its own errors the parser raises RecursionError
         return DeadLetter(message, "decode", f"the value is not a change of Debezium's: {error}", document_id)
     version = _version(envelope)
     if envelope.op == "d" and version is not None:
@@ -165,7 +165,7 @@ def decode(message: Message, warehouse: str) -> Event:
     source_hash = str(record.get("content_hash"))
     try:
         document = from_record(record)
-    except (ValueError, OverflowError) as error:  # InvalidDocument is one; a lone surrogate raises another
+    except Exception as error:  # beside InvalidDocument: a lone surrogate, a text of MongoDB's type for code
         return DeadLetter(message, "validate", str(error), document_id, version, source_hash)
     repair = REPAIR_HEADER in dict(message.headers)
     return Upsert(message, version, document, source_hash, _committed_at(envelope), repair)
@@ -189,13 +189,15 @@ def origin(message: Message) -> Origin:
 def newest(events: Sequence[Event]) -> list[Event]:
     """The events in order, but of several changes to one document only the last; the earlier ones become Ignored.
 
-    A batch is applied as a whole, so what a document was in between is seen by nobody.
+    A batch is applied as a whole, so what a document was in between is seen by nobody. A deletion counts all the same:
+    what comes after it may be refused, and nothing of the former document may stay then.
     """
-    last = {_subject(event): position for position, event in enumerate(events) if isinstance(event, Upsert | Delete)}
+    last: set[int] = set()
+    for kind in (Delete, Upsert | Delete):
+        places = {_subject(event): position for position, event in enumerate(events) if isinstance(event, kind)}
+        last.update(places.values())
     return [
-        Ignored(event.message, "superseded")
-        if isinstance(event, Upsert | Delete) and last[_subject(event)] != position
-        else event
+        Ignored(event.message, "superseded") if isinstance(event, Upsert | Delete) and position not in last else event
         for position, event in enumerate(events)
     ]
 

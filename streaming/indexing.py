@@ -36,7 +36,7 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class Same:
-    """A document delivered again with the content that the ledger has of it; `record` says what is new."""
+    """A document delivered again as the ledger has it; `record` says what is new of it, `chunks` are the record's."""
 
     change: Upsert
     record: Record
@@ -95,7 +95,7 @@ def index_batch(
     pending = dict(enumerate(newest(events)))
     while pending:
         ledger = index.records([id for event in pending.values() if (id := _document_of(event)) is not None])
-        prepared = {at: _prepare(event, ledger, index.generation, embedder) for at, event in pending.items()}
+        prepared = {at: _prepare(event, ledger, index, embedder) for at, event in pending.items()}
         begins("embed")
         vectors = _vectors(list(prepared.values()), index, embedder, go_on)
         begins("write")
@@ -112,25 +112,21 @@ def _document_of(event: Event | Unchanged) -> str | None:
     return event.document_id if isinstance(event, Delete | DeadLetter | Unchanged) else None
 
 
-def _prepare(event: Event, ledger: Mapping[str, Record], generation: str, embedder: Embedder) -> Prepared:
+def _prepare(event: Event, ledger: Mapping[str, Record], index: QdrantIndex, embedder: Embedder) -> Prepared:
     """What to do about an event, given the ledger; a changed document is cleaned and split."""
     record = ledger.get(_document_of(event) or "")
     if isinstance(event, Ignored) or (isinstance(event, DeadLetter) and event.document_id is None):
         return event
-    same = isinstance(event, Upsert) and _is_indexed(event, record)
+    holds = isinstance(event, Upsert) and record is not None and _holds(event, record, index)
     # What is indexed is told again, also below a later refusal: a crash may have come before downstream was told.
-    if record is not None and _overtaken(event, record) and not (same and event.version == record.version):
+    if record is not None and _overtaken(event, record) and not (holds and event.version == record.version):
         return Unchanged(event.message, "stale", record.document_id)
     if not isinstance(event, Upsert):
         # Also in the ledger's own version: a crash may have come between the record and the points.
         return event
-    if record is not None and same and not event.repair:
+    if record is not None and holds and not event.repair:
         return _same(event, record)
-    return _derive(event, _seen(event.version, record), generation, embedder)
-
-
-def _is_indexed(change: Upsert, record: Record | None) -> bool:
-    return record is not None and record.version is not None and record.content_hash == change.document.content_hash
+    return _derive(event, _seen(event.version, record), index.generation, embedder)
 
 
 def _overtaken(event: Upsert | Delete | DeadLetter, record: Record) -> bool:
@@ -142,6 +138,24 @@ def _overtaken(event: Upsert | Delete | DeadLetter, record: Record) -> bool:
     if event.version is not None:
         return event.version < record.seen
     return event.message.log == record.log and event.message.offset < record.offset
+
+
+def _holds(event: Upsert, record: Record, index: QdrantIndex) -> bool:
+    """Whether the index has this very change, or what the snapshot read, and nothing that a crash left besides.
+
+    The content of another crawl tells another time and crawl; that of a later change may stand over points which a
+    version in between had written when it was cut short. Both are written anew, and nothing is embedded for it.
+    """
+    document = event.document
+    if record.version is None or (record.content_hash, record.crawled_at, record.crawl_id) != (
+        document.content_hash,
+        document.crawled_at,
+        document.crawl_id,
+    ):
+        return False
+    if event.version is None:
+        return index.whole(record) and not index.begun(record.document_id, record.version)
+    return event.version == record.version and index.whole(record)
 
 
 def _seen(version: int | None, record: Record | None) -> int:
@@ -231,21 +245,21 @@ def _same(change: Upsert, record: Record) -> Same:
 
     The log may be a new one, or a crash may have come between the index and the messages for downstream.
     """
-    message = change.message
     noted = replace(
         record,
-        seen=record.seen if change.version is None else change.version,
         failure=None,
         source_hash=change.source_hash,
-        crawled_at=change.document.crawled_at,
-        log=message.log,
-        offset=message.offset,
+        log=change.message.log,
+        offset=change.message.offset,
     )
-    chunks = (
+    return Same(change, record if _overtaken(change, record) else noted, _chunks_of(record))
+
+
+def _chunks_of(record: Record) -> tuple[Chunk, ...]:
+    return tuple(
         Chunk(position, place.heading_path, record.text[place.start : place.end], place.start, place.end)
         for position, place in enumerate(record.places)
     )
-    return Same(change, record if _overtaken(change, record) else noted, tuple(chunks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,9 +319,10 @@ def _apply(item: Prepared, index: QdrantIndex, ledger: Mapping[str, Record], vec
         removed = len(before.places) if before else 0
         return Removed(item, removed) if index.delete(tombstone, before) else None
     if isinstance(item, DeadLetter) and item.document_id is not None:
-        return item if index.fail(_failed(item, before), before) else None
+        return item if _fail(item, index, before) else None
     if isinstance(item, Unchanged) and before is not None:
         # What this change wrote before it was overtaken, if it was only now.
+        _restore(before, index)
         index.sweep(before)
     return item
 
@@ -326,11 +341,31 @@ def _touch(item: Same, index: QdrantIndex, before: Record | None, vectors: Vecto
         # Points that are gone although the record has them.
         if not index.replace(record, item.chunks, vectors.by_id, before):
             return None
-    else:
-        index.touch(before, record)
+    elif not index.touch(record, before):
+        return None
     return Indexed(
         change, record, item.chunks, vectors.by_id, embedded=len(own), reused=len(item.chunks) - len(own), removed=0
     )
+
+
+def _restore(record: Record, index: QdrantIndex) -> None:
+    """The points of the record as they are when nobody wrote over them."""
+    if record.version is None or index.whole(record):
+        return
+    vectors = index.vectors(record.chunk_ids)
+    if set(vectors) == set(record.chunk_ids):
+        index.restore(record, _chunks_of(record), vectors)
+
+
+def _fail(item: DeadLetter, index: QdrantIndex, before: Record | None) -> bool:
+    """Note a failure; what was indexed before is written anew where a version in between was cut short."""
+    record = _failed(item, before)
+    if record.version is not None and index.begun(record.document_id, record.version):
+        vectors = index.vectors(record.chunk_ids)
+        if set(vectors) == set(record.chunk_ids):
+            anew = replace(record, version=record.seen)
+            return index.replace(anew, _chunks_of(record), vectors, before, over_later=item.version is None)
+    return index.fail(record, before)
 
 
 def _failed(item: DeadLetter, record: Record | None) -> Record:
@@ -343,7 +378,9 @@ def _failed(item: DeadLetter, record: Record | None) -> Record:
 
 def _replace(item: Derived, index: QdrantIndex, before: Record | None, vectors: Vectors) -> Indexed | None:
     ids = item.record.chunk_ids
-    if not index.replace(item.record, item.chunks, vectors.by_id, before):
+    # What a crash left of a later version is overwritten: if that is still to come, it comes after the snapshot's read.
+    over_later = item.change.version is None and index.begun(item.record.document_id, item.record.seen)
+    if not index.replace(item.record, item.chunks, vectors.by_id, before, over_later):
         return None
     embedded = sum(id in vectors.embedded for id in ids)
     former = set(before.chunk_ids) if before else set()

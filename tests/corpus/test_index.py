@@ -207,7 +207,7 @@ def test_a_failure_is_noted_beside_what_was_indexed_and_cleared_by_a_redelivery(
     assert index.records(["b"])["b"].version is None
     assert index.counts().documents == 1
     noted = index.records(["a"])["a"]
-    index.touch(noted, replace(noted, seen=7, failure=None))
+    assert index.touch(replace(noted, seen=7, failure=None), noted)
     assert index.records(["a"])["a"].failure is None
     assert index.records(["a"])["a"].seen == 7
 

@@ -182,3 +182,12 @@ def test_versions_order_as_the_source_does_within_the_bits_that_every_part_keeps
 
     assert versions == sorted(set(versions))
     assert versions[-1] < 2**53
+
+
+def test_what_no_parser_foresees_is_a_letter_too() -> None:
+    deep = Message("t", 0, 1, key(), b'{"op":"u","more":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}")
+    code = json.dumps({**json.loads(after()), "text": {"$code": "f()"}})
+
+    letters = [decode(deep, HERE), decode(message({"op": "u", "after": code, "source": SOURCE}), HERE)]
+
+    assert [letter.step for letter in letters if isinstance(letter, DeadLetter)] == ["decode", "validate"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ def test_what_is_indexed_is_told_downstream_again_whichever_delivery_says_so(
     (again,) = index_batch([upserted(one, 5)], index, embedder)
     _, later = index_batch([upserted(one, 5), upserted(one, 6)], index, embedder)
     index_batch([upserted(refused, 7)], index, embedder)
-    (below,) = index_batch([upserted(one, 5)], index, embedder)
+    (below,) = index_batch([upserted(one, 6)], index, embedder)
 
     for outcome in (again, later):
         assert isinstance(outcome, Indexed)
@@ -303,3 +304,40 @@ def test_a_batch_that_is_given_up_while_it_is_embedded_writes_nothing_and_is_who
     outcomes = index_batch(events, index, embedder)
     assert index.counts().documents == len(events)
     assert index.counts().chunks == sum(len(each.chunks) for each in outcomes if isinstance(each, Indexed)) > 128
+
+
+def test_a_document_that_is_deleted_and_refused_in_one_batch_is_not_shown_as_it_was(
+    index: QdrantIndex, embedder: WordEmbedder
+) -> None:
+    one = document("a", article(["gone"]))
+    index_batch([upserted(one, 1)], index, embedder)
+
+    index_batch([deleted(one, 2), upserted(document("a", "  \n"), 3)], index, embedder)
+
+    assert index.chunks(one.id) == []
+    assert index.records([one.id])[one.id].text == ""
+    assert index.counts().chunks == 0
+
+
+def test_the_content_of_another_crawl_tells_its_time(index: QdrantIndex, embedder: WordEmbedder) -> None:
+    one = document("a", article(["one"]))
+    again = replace(one, crawled_at=datetime(2026, 2, 1, tzinfo=UTC), crawl_id="another")
+    index_batch([upserted(one, 1)], index, embedder)
+    embedder.embedded.clear()
+
+    index_batch([upserted(again, 2)], index, embedder)
+
+    record = index.records([one.id])[one.id]
+    assert (record.crawled_at, record.crawl_id, embedder.embedded) == (again.crawled_at, "another", [])
+    since = Filters(since=datetime(2026, 1, 15, tzinfo=UTC))
+    assert index.search("one", embedder.embed(["one"])[0], since, 5) != []
+
+
+def test_a_document_that_was_reinserted_as_it_was_is_there(index: QdrantIndex, embedder: WordEmbedder) -> None:
+    one = document("a", article(["one"]))
+    index_batch([upserted(one, 1)], index, embedder)
+
+    index_batch([deleted(one, 2), upserted(one, 3)], index, embedder)
+
+    assert "one" in " ".join(hit.text for hit in index.chunks(one.id))
+    assert not index.records([one.id])[one.id].deleted
