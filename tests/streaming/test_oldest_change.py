@@ -14,7 +14,7 @@ from confluent_kafka import Producer, TopicPartition
 from streaming import lag, log
 from streaming.clients import consumer, producer
 from streaming.lag import Head, Probe
-from streaming.log import ChangeReader, Log
+from streaming.log import ChangeReader, Log, Member
 from streaming.progress import Progress
 
 NOW = 2_000_000_000.0
@@ -216,13 +216,14 @@ def test_the_lag_is_told_without_asking_the_readers_consumer(topic: Topic, monke
     monkeypatch.setattr(log, "life_of", lambda bootstrap, changes: "one")
     topic.add(0, change(NOW), change(NOW), change(NOW))
     progress = Progress()
-    reader = ChangeReader(topic.log(), progress, threading.Event(), 0, 1)
+    member = Member(topic.log(), progress, 0, 1)
+    reader = ChangeReader(topic.log(), member, progress, threading.Event())
     deadline = time.monotonic() + 30
     while not reader.next_batch():
         assert time.monotonic() < deadline, "no message came"
-    own = reader._consumer
+    own = member.consumer
     # It would be busy with the dataflow's poll, and both would wait for each other.
-    reader._consumer = None  # type: ignore[assignment]
+    member.consumer = None  # type: ignore[assignment]
 
     assert progress.lag() == 3
     own.close()
