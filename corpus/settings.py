@@ -75,6 +75,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def log_directory(self) -> Path:
         return self.home / "logs"
 
+    @property
+    def dead_letters_topic(self) -> str:
+        return f"{self.topic_prefix}.dead-letters"
+
 
 SECRETS = frozenset({"qdrant_api_key", "llm_api_key", "api_keys"})
 URLS = dict.fromkeys(("connect_url", "qdrant_url", "app_url", "llm_url", "otlp_url"), ("http", "https"))

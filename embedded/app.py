@@ -180,6 +180,7 @@ class Stream:
                 "reason": self.progress.reason,
                 "group": consumer_group(self.index.id, self.epoch()),
                 "counts": self.progress.counted(),
+                "letters": self.progress.letters() or {},
             },
         }
 

@@ -15,6 +15,7 @@ from embedded import index_commands
 from ingestion import capture_commands
 from ingestion import commands as ingestion_commands
 from serving import commands as serving_commands
+from streaming import commands as streaming_commands
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -25,7 +26,10 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     root.add_argument("--home", metavar="DIR", help="where all state lies (TWIN_HOME, default .twin)")
     subparsers = root.add_subparsers(action=_Commands, dest="command", metavar="COMMAND", required=True)
-    for commands in (embedded_commands, ingestion_commands, capture_commands, serving_commands, index_commands):
+    for commands in (
+        *(embedded_commands, ingestion_commands, capture_commands),
+        *(serving_commands, index_commands, streaming_commands),
+    ):
         commands.register(subparsers)
     return root
 

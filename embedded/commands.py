@@ -330,6 +330,13 @@ def _status_text(found: dict[str, Any]) -> str:
             f"verified   {_verified_text(found['verified'])}",
             *_oldest_lines(found.get("oldest") or {}, found.get("stream") or {}),
         ]
+        stream = found["stream"]
+        if stream["state"] != "running":
+            lines.append(f"dataflow   {stream['state']:<11} {stream['reason'] or ''}".rstrip())
+        if stream["letters"]:
+            number = sum(stream["letters"].values())
+            told = f"{number} dead letter{'' if number == 1 else 's'}"
+            lines.append(f"refused    {told}: see `twin dead-letters list`")
     return "\n".join(lines) + "\n"
 
 
@@ -409,6 +416,8 @@ def _wait(namespace: argparse.Namespace, settings: Settings) -> int:
     sys.stdout.write(f"everything is searchable ({seconds:.1f} s)\n")
     for letter in failed:
         sys.stdout.write(f"dead letter: {letter['document_id']}: {letter['reason']}\n")
+    if failed:
+        sys.stdout.write("mend them at their source, or see `twin dead-letters list`\n")
     return 0
 
 

@@ -26,7 +26,7 @@ class Topics:
 
     `documents`, `watermarks`: the captured collections, key = `_id` in Debezium's form, value = its envelope;
     `heartbeat`: one message a second while capture streams; `feature_documents`, `feature_chunks`: what the dataflow
-    publishes, key = document id; `dead_letters`: what it could not process.
+    publishes, key = document id; `dead_letters`: what it could not process, key = letter id, a tombstone once settled.
     """
 
     documents: str
@@ -46,7 +46,7 @@ def topics(settings: Settings) -> Topics:
         heartbeat=f"__debezium-heartbeat.{prefix}",
         feature_documents=f"{prefix}.features.documents",
         feature_chunks=f"{prefix}.features.chunks",
-        dead_letters=f"{prefix}.dead-letters",
+        dead_letters=settings.dead_letters_topic,
     )
 
 
@@ -57,14 +57,13 @@ def topic_settings(settings: Settings) -> dict[str, tuple[int, dict[str, str]]]:
     # Tombstones stay for a week: a dataflow that slept over a weekend still sees every delete.
     compacted = {"cleanup.policy": "compact", "delete.retention.ms": str(7 * DAY), **large}
     passing = {"cleanup.policy": "delete", "retention.ms": str(HOUR), "segment.ms": str(HOUR // 6)}
-    kept = {"cleanup.policy": "delete", "retention.ms": str(90 * DAY), **large}
     return {
         named.documents: (settings.partitions, compacted),
         named.watermarks: (1, passing),
         named.heartbeat: (1, passing),
         named.feature_documents: (settings.partitions, compacted),
         named.feature_chunks: (settings.partitions, compacted),
-        named.dead_letters: (1, kept),
+        named.dead_letters: (1, compacted),
     }
 
 

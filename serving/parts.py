@@ -50,12 +50,14 @@ class Indexed(TypedDict):
 
 
 class Streamed(TypedDict):
-    """How the dataflow is: its state, why it is in it, its consumer group, and what it has counted."""
+    """How the dataflow is: its state, why it is in it, its consumer group, what it has counted, and the open dead
+    letters by the step that refused them."""
 
     state: str
     reason: str | None
     group: str
     counts: dict[str, int]
+    letters: dict[str, int]
 
 
 class Status(TypedDict):

@@ -14,11 +14,15 @@ import msgspec
 from bson import json_util
 
 from corpus.documents import ORDER_BITS, WAREHOUSE_HEADER, Document, from_record, source_version
+from corpus.embedding import encodable
 
 # The header of a change that `twin verify --repair` sends again.
 REPAIR_HEADER = "twin.repair"
 UPSERTS = {"r": "snapshot", "c": "create", "u": "update"}
 OPERATIONS = {**UPSERTS, "d": "delete"}
+# On a message that was replayed from a dead letter: the letter's id, how often it had failed, the version noted then.
+LETTER_HEADER, ATTEMPTS_HEADER, VERSION_HEADER = "twin.letter", "twin.attempts", "twin.version"
+LONGEST_REASON = 1000
 # Dates as aware datetimes, numbers as Python's own, whichever of the two forms of extended JSON a sender writes.
 JSON_OPTIONS = json_util.JSONOptions(tz_aware=True, json_mode=json_util.JSONMode.RELAXED)
 
@@ -141,32 +145,38 @@ def decode(message: Message, warehouse: str) -> Event:
     try:
         document_id = _document_id(message.key)
     except Exception as error:  # as below
-        return DeadLetter(message, "decode", f"the key is not a document's: {error}")
+        return dead_letter(message, "decode", f"the key is not a document's: {error}")
+    # What had no version when it failed is replayed as of that time: whatever came since is newer.
+    noted = _noted_version(message)
     try:
         envelope = _ENVELOPE.decode(message.value)
     except Exception as error:  # beside its own errors the parser raises RecursionError
-        return DeadLetter(message, "decode", f"the value is not a change of Debezium's: {error}", document_id)
+        return dead_letter(message, "decode", f"the value is not a change of Debezium's: {error}", document_id, noted)
     version = _version(envelope)
     if envelope.op == "d" and version is not None:
         return Delete(message, version, document_id, _committed_at(envelope))
+    version = noted if version is None else version
     if envelope.op not in UPSERTS:
-        return DeadLetter(message, "decode", f"operation {envelope.op[:20]!r} is not known", document_id, version)
+        return dead_letter(message, "decode", f"operation {envelope.op[:20]!r} is not known", document_id, version)
     if envelope.after is None:
         # An update whose document was deleted before it could be looked up: the delete follows.
         return Ignored(message, "superseded")
     try:
         record = json_util.loads(envelope.after, json_options=JSON_OPTIONS)
     except Exception as error:  # extended JSON holds a stranger's bytes, and its parser's errors have no common class
-        return DeadLetter(
+        return dead_letter(
             message, "decode", f"the document is not MongoDB's extended JSON: {error}", document_id, version
         )
     if not isinstance(record, dict):
-        return DeadLetter(message, "decode", "the document is not an object", document_id, version)
-    source_hash = str(record.get("content_hash"))
+        return dead_letter(message, "decode", "the document is not an object", document_id, version)
+    source_hash = encodable(str(record.get("content_hash")))
     try:
         document = from_record(record)
     except Exception as error:  # beside InvalidDocument: a lone surrogate, a text of MongoDB's type for code
-        return DeadLetter(message, "validate", str(error), document_id, version, source_hash)
+        return dead_letter(message, "validate", str(error), document_id, version, source_hash)
+    if document.id != document_id:
+        # Applied under the one and remembered under the other it could never be removed again.
+        return dead_letter(message, "validate", "field '_id' is not the key's", document_id, version, source_hash)
     repair = REPAIR_HEADER in dict(message.headers)
     return Upsert(message, version, document, source_hash, _committed_at(envelope), repair)
 
@@ -186,20 +196,41 @@ def origin(message: Message) -> Origin:
     return Origin(document_id, OPERATIONS.get(envelope.op), _version(envelope), committed_at)
 
 
+def dead_letter(
+    message: Message,
+    step: str,
+    reason: str,
+    document_id: str | None = None,
+    version: int | None = None,
+    source_hash: str | None = None,
+) -> DeadLetter:
+    """A dead letter whose reason can be written anywhere: an error may repeat megabytes, or what is no Unicode."""
+    told = encodable(reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}…")
+    return DeadLetter(message, step, told, document_id, version, source_hash)
+
+
 def newest(events: Sequence[Event]) -> list[Event]:
     """The events in order, but of several changes to one document only the last; the earlier ones become Ignored.
 
     A batch is applied as a whole, so what a document was in between is seen by nobody. A deletion counts all the same:
-    what comes after it may be refused, and nothing of the former document may stay then.
+    what comes after it may be refused, and nothing of the former document may stay then; and what stands before a
+    change that is refused counts, for it stays.
     """
-    last: set[int] = set()
-    for kind in (Delete, Upsert | Delete):
-        places = {_subject(event): position for position, event in enumerate(events) if isinstance(event, kind)}
-        last.update(places.values())
-    return [
-        Ignored(event.message, "superseded") if isinstance(event, Upsert | Delete) and position not in last else event
-        for position, event in enumerate(events)
-    ]
+    kept: list[Event] = []
+    changed: set[str | None] = set()
+    deleted: set[str | None] = set()
+    for event in reversed(events):
+        if isinstance(event, DeadLetter):
+            changed.discard(event.document_id)
+            deleted.discard(event.document_id)
+        elif isinstance(event, Upsert | Delete):
+            subject, later = _subject(event), deleted if isinstance(event, Delete) else changed
+            kept.append(Ignored(event.message, "superseded") if subject in later else event)
+            changed.add(subject)
+            later.add(subject)
+            continue
+        kept.append(event)
+    return kept[::-1]
 
 
 def _subject(event: Change) -> str:
@@ -210,7 +241,10 @@ def _document_id(key: bytes | None) -> str:
     """The `_id` within Debezium's key `{"id": "<extended JSON>"}`, as a string."""
     if key is None:
         raise ValueError("there is none")
-    return str(json_util.loads(_KEY.decode(key)["id"], json_options=JSON_OPTIONS))
+    found = str(json_util.loads(_KEY.decode(key)["id"], json_options=JSON_OPTIONS))
+    # A lone surrogate is no text that could be kept anywhere.
+    found.encode()
+    return found
 
 
 def _version(envelope: _Envelope) -> int | None:
@@ -219,6 +253,12 @@ def _version(envelope: _Envelope) -> int | None:
     if envelope.op == "r" or order is None or order < 0:
         return None
     return source_version(envelope.source.ts_ms, order)
+
+
+def _noted_version(message: Message) -> int | None:
+    """The version that was noted for a replayed message when it failed; None for any other message."""
+    told = dict(message.headers).get(VERSION_HEADER) or b""
+    return int(told) if told.isdigit() and len(told) <= 18 else None
 
 
 def _committed_at(envelope: _Envelope) -> datetime | None:

@@ -5,6 +5,7 @@ This is where a document becomes chunks, and where a delete becomes the deletion
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -14,13 +15,18 @@ import msgspec
 from corpus.categories import RECIPES, UnknownCategory, category_of, point_ids
 from corpus.documents import LARGEST_MESSAGE, Chunk, Document
 from corpus.index import Failure, Place, QdrantIndex, Record, places
-from streaming.changes import DeadLetter, Delete, Event, Ignored, Message, Upsert, newest
+from streaming.changes import DeadLetter, Delete, Event, Ignored, Message, Upsert, dead_letter, newest
 
 if TYPE_CHECKING:
     from corpus.embedding import Embedder
 
+logger = logging.getLogger(__name__)
 # About a second of one machine's work.
 EMBEDDED_TOGETHER = 64
+# A text that every model takes: whether it is embedded tells a text's fault from the model's.
+PROBE = "A plain sentence."
+# What a Qdrant server answers to a payload that it does not take.
+REFUSALS = (400, 413, 422)
 # What a message for downstream holds besides values: names, ids, numbers; for each chunk and at all.
 FRAME = 200
 
@@ -66,11 +72,15 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Unchanged:
-    """Nothing to do: the change is older than the index (`stale`)."""
+    """Nothing to do: the change is older than the index (`stale`).
+
+    `refused`: whether the newest that the ledger knows of the document was refused.
+    """
 
     message: Message
     why: str
     document_id: str
+    refused: bool = False
 
 
 Prepared = Derived | Same | Delete | Unchanged | Ignored | DeadLetter
@@ -99,10 +109,14 @@ def index_batch(
         begins("embed")
         vectors = _vectors(list(prepared.values()), index, embedder, go_on)
         begins("write")
-        applied = {at: _apply(item, index, ledger, vectors) for at, item in prepared.items()}
-        outcomes |= {at: outcome for at, outcome in applied.items() if outcome is not None}
-        # Somebody else wrote to these documents meanwhile: compare them with what the ledger says now.
-        pending = {at: pending[at] for at, outcome in applied.items() if outcome is None}
+        written: set[str | None] = set()
+        for at, item in prepared.items():
+            # Somebody else wrote to the document meanwhile, or an earlier event did: compare with what the ledger says.
+            outcome = None if _subject(item) in written else _apply(item, index, ledger, vectors)
+            written |= {_subject(item)} - {None}
+            if outcome is not None:
+                outcomes[at] = outcome
+                del pending[at]
     return [outcomes[at] for at in range(len(events))]
 
 
@@ -120,7 +134,7 @@ def _prepare(event: Event, ledger: Mapping[str, Record], index: QdrantIndex, emb
     holds = isinstance(event, Upsert) and record is not None and _holds(event, record, index)
     # What is indexed is told again, also below a later refusal: a crash may have come before downstream was told.
     if record is not None and _overtaken(event, record) and not (holds and event.version == record.version):
-        return Unchanged(event.message, "stale", record.document_id)
+        return Unchanged(event.message, "stale", record.document_id, record.failure is not None)
     if not isinstance(event, Upsert):
         # Also in the ledger's own version: a crash may have come between the record and the points.
         return event
@@ -188,16 +202,17 @@ def derive(document: Document, generation: str, embedder: Embedder) -> Made | Re
         text = recipe.clean(document)
         step = "split"
         chunks = tuple(recipe.split(text, document, embedder)) if text else ()
+        step = "write"
+        needed = _told_bytes(document, text, chunks, embedder.dimensions)
     except UnknownCategory as error:
         return Refusal("validate", str(error))
     except Exception as error:  # a recipe is open to extension: whatever it raises is about this one document
         return Refusal(step, f"{type(error).__name__}: {error}")
     if not chunks:
         return Refusal("clean", "nothing is left of the text after cleaning")
-    needed = _told_bytes(document, text, chunks, embedder.dimensions)
     if needed > LARGEST_MESSAGE:
         limit = f"the log takes at most {LARGEST_MESSAGE / 1e6:.0f} MB"
-        return Refusal(step, f"what downstream is told of it would take {needed / 1e6:.1f} MB, {limit}")
+        return Refusal("split", f"what downstream is told of it would take {needed / 1e6:.1f} MB, {limit}")
     return Made(text, places(point_ids(document.id, generation, chunks), chunks), chunks)
 
 
@@ -215,7 +230,7 @@ def _derive(change: Upsert, version: int, generation: str, embedder: Embedder) -
     document = change.document
     made = derive(document, generation, embedder)
     if isinstance(made, Refusal):
-        return DeadLetter(change.message, made.step, made.reason, document.id, change.version, change.source_hash)
+        return _refused(change, made.step, made.reason)
     record = Record(
         document_id=document.id,
         seen=version,
@@ -238,6 +253,10 @@ def _derive(change: Upsert, version: int, generation: str, embedder: Embedder) -
         text=made.text,
     )
     return Derived(change, record, made.chunks)
+
+
+def _refused(change: Upsert, step: str, reason: str) -> DeadLetter:
+    return dead_letter(change.message, step, reason, change.document.id, change.version, change.source_hash)
 
 
 def _same(change: Upsert, record: Record) -> Same:
@@ -264,10 +283,14 @@ def _chunks_of(record: Record) -> tuple[Chunk, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """Dense vectors by chunk id; `embedded` are those that were computed now, the others were in the index."""
+    """Dense vectors by chunk id; `embedded` are those that were computed now, the others were in the index.
+
+    `refused`: why a chunk's text has none.
+    """
 
     by_id: Mapping[str, Sequence[float]]
     embedded: frozenset[str]
+    refused: Mapping[str, str]
 
 
 def _vectors(
@@ -286,26 +309,47 @@ def _vectors(
             # A repair takes nothing for granted.
             trusted += () if item.change.repair else own
     kept = index.vectors(trusted)
-    embedded = _embed({id: text for id, text in texts.items() if id not in kept}, embedder, go_on)
-    return Vectors({**kept, **embedded}, frozenset(embedded))
+    embedded, refused = _embed({id: text for id, text in texts.items() if id not in kept}, embedder, go_on)
+    return Vectors({**kept, **embedded}, frozenset(embedded), refused)
 
 
-def _embed(texts: Mapping[str, str], embedder: Embedder, go_on: Callable[[], None]) -> dict[str, Sequence[float]]:
-    """A vector for each text, by the same key."""
+def _embed(
+    texts: Mapping[str, str], embedder: Embedder, go_on: Callable[[], None]
+) -> tuple[dict[str, Sequence[float]], dict[str, str]]:
+    """A vector for each text, or why it has none, by the same key. Raises what the model does if it takes no text."""
     ids = list(texts)
     vectors: dict[str, Sequence[float]] = {}
+    refused: dict[str, str] = {}
     for start in range(0, len(ids), EMBEDDED_TOGETHER):
         go_on()
         part = ids[start : start + EMBEDDED_TOGETHER]
-        vectors.update(zip(part, embedder.embed([texts[id] for id in part]), strict=True))
-    return vectors
+        try:
+            vectors.update(zip(part, embedder.embed([texts[id] for id in part]), strict=True))
+            continue
+        except Exception as error:  # a model is open to choice: it raises whatever its library does
+            logger.warning("a batch cannot be embedded, so its texts are embedded one by one: %s", error)
+        for id in part:
+            go_on()
+            try:
+                vectors[id] = embedder.embed([texts[id]])[0]
+            except Exception as error:
+                # Raises if it is the model that fails: then no text is to blame, and the batch comes again.
+                embedder.embed([PROBE])
+                refused[id] = f"{type(error).__name__}: {error}"
+    return vectors, refused
 
 
 def _apply(item: Prepared, index: QdrantIndex, ledger: Mapping[str, Record], vectors: Vectors) -> Outcome | None:
     """Write one document's change to the index; None if the ledger's record is no longer what it was compared with."""
     before = ledger.get(_subject(item) or "")
+    if isinstance(item, Derived | Same):
+        reasons = [vectors.refused[id] for id in item.record.chunk_ids if id in vectors.refused]
+        item = _refused(item.change, "embed", reasons[0]) if reasons else item
     if isinstance(item, Derived):
-        return _replace(item, index, before, vectors)
+        replaced = _replace(item, index, before, vectors)
+        if not isinstance(replaced, DeadLetter):
+            return replaced
+        item = replaced
     if isinstance(item, Same):
         return _touch(item, index, before, vectors)
     if isinstance(item, Delete):
@@ -319,7 +363,8 @@ def _apply(item: Prepared, index: QdrantIndex, ledger: Mapping[str, Record], vec
         removed = len(before.places) if before else 0
         return Removed(item, removed) if index.delete(tombstone, before) else None
     if isinstance(item, DeadLetter) and item.document_id is not None:
-        return item if _fail(item, index, before) else None
+        noted = replace(item, version=_seen(item.version, before))
+        return noted if _fail(item, index, before) else None
     if isinstance(item, Unchanged) and before is not None:
         # What this change wrote before it was overtaken, if it was only now.
         _restore(before, index)
@@ -376,12 +421,17 @@ def _failed(item: DeadLetter, record: Record | None) -> Record:
     return replace(kept, seen=seen, failure=failure, log=item.message.log, offset=item.message.offset)
 
 
-def _replace(item: Derived, index: QdrantIndex, before: Record | None, vectors: Vectors) -> Indexed | None:
+def _replace(item: Derived, index: QdrantIndex, before: Record | None, vectors: Vectors) -> Indexed | DeadLetter | None:
     ids = item.record.chunk_ids
     # What a crash left of a later version is overwritten: if that is still to come, it comes after the snapshot's read.
     over_later = item.change.version is None and index.begun(item.record.document_id, item.record.seen)
-    if not index.replace(item.record, item.chunks, vectors.by_id, before, over_later):
-        return None
+    try:
+        if not index.replace(item.record, item.chunks, vectors.by_id, before, over_later):
+            return None
+    except Exception as error:
+        if not _of_content(error):
+            raise
+        return _refused(item.change, "write", f"{type(error).__name__}: {error}")
     embedded = sum(id in vectors.embedded for id in ids)
     former = set(before.chunk_ids) if before else set()
     return Indexed(
@@ -393,3 +443,11 @@ def _replace(item: Derived, index: QdrantIndex, before: Record | None, vectors: 
         reused=len(ids) - embedded,
         removed=len(former - set(ids)),
     )
+
+
+def _of_content(error: Exception) -> bool:
+    """Whether a write failed for what was to be written; an index that is away or full raises other errors.
+
+    Both clients raise TypeError or ValueError for what they cannot encode; a server answers what it does not take.
+    """
+    return isinstance(error, TypeError | ValueError) or getattr(error, "status_code", None) in REFUSALS

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,10 +23,10 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as LogMessage
 
-from corpus.documents import LARGEST_MESSAGE
 from streaming.changes import DeadLetter, Message
 from streaming.clients import LogFailed, consumer, consumer_group, delivery_failure, life_of, partitions_of, producer
-from streaming.indexing import Indexed, Outcome, Removed
+from streaming.indexing import Indexed, Outcome, Removed, Unchanged
+from streaming.letters import SCHEMA_VERSION, OpenLetters, letter_id, letter_value, replayed, tombstone
 from streaming.progress import Progress
 
 if TYPE_CHECKING:
@@ -34,10 +35,8 @@ if TYPE_CHECKING:
 # Enough to fill the embedder's batches, few enough that a batch of long documents is written within seconds.
 BATCH = 32
 POLL_SECONDS = 0.05
+IDLE_POLLS = 40
 TRANSACTION_SECONDS = 30.0
-SCHEMA_VERSION = ("schema-version", b"1")
-# The key is beside it.
-LARGEST_LETTER = LARGEST_MESSAGE - 1_000_000
 DOCUMENT_FIELDS = (
     *("document_id", "version", "category", "platform", "author", "author_id", "url", "title", "language"),
     *("published_at", "crawled_at", "crawl_id", "content_hash", "text"),
@@ -188,6 +187,7 @@ class ChangeReader(StatelessSourcePartition[Message]):
     def __init__(self, log: Log, member: Member, progress: Progress, stop: threading.Event) -> None:
         self._log, self._member, self._progress, self._stop = log, member, progress, stop
         self._life = life_of(log.bootstrap, log.changes)
+        self._idle = 0
         progress.reads(member.ends())
 
     def next_batch(self) -> list[Message]:
@@ -197,6 +197,10 @@ class ChangeReader(StatelessSourcePartition[Message]):
         # what arrives while a batch is embedded makes up the next.
         first = self._member.consumer.poll(POLL_SECONDS)
         received = [] if first is None else [first, *self._member.consumer.consume(BATCH - 1, 0)]
+        self._idle = self._idle + 1 if first is None else 0
+        if self._idle == IDLE_POLLS:
+            # What failed before would have come again by now.
+            self._progress.report("running", None)
         # Asked after receiving: the epoch changes before a new log starts, so nothing of the new log gets through.
         if self._log.epoch() != self._member.epoch:
             raise LogLost("the log was started anew")
@@ -241,24 +245,39 @@ class FeatureOutlet(DynamicSink[Outcome]):
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> FeatureWriter:
         member = self._members.of(worker_index, worker_count)
-        return FeatureWriter(self._log, member, self._progress, self._generation, self._traces)
+        tells = worker_index == 0
+        return FeatureWriter(self._log, member, self._progress, self._generation, self._traces, tells=tells)
 
 
 class FeatureWriter(StatelessSinkPartition[Outcome]):
     def __init__(
-        self, log: Log, member: Member, progress: Progress, generation: str, traces: Traces | None = None
+        self,
+        log: Log,
+        member: Member,
+        progress: Progress,
+        generation: str,
+        traces: Traces | None = None,
+        tells: bool = True,
     ) -> None:
         self._log, self._member, self._progress = log, member, progress
         self._generation, self._traces = generation, traces
+        # What is open is read from the topic itself, so a crash between an effect and its tombstone forgets nothing.
+        self._letters = OpenLetters(log.bootstrap, log.dead_letters)
+        self._lettered: dict[int, int] = {}
+        if tells:
+            progress.tells_letters(self._open_letters)
         self._failed: list[str] = []
         self._producer = producer(log.bootstrap, transactional=log.shared)
         if log.shared:
             self._producer.init_transactions(TRANSACTION_SECONDS)
 
     def write_batch(self, items: list[Outcome]) -> None:
+        self._letters.refresh()
         published = self._publish_fenced(items) if self._log.shared else self._publish(items)
+        self._letters.follow(self._lettered)
         for partition in _offsets(items):
             self._progress.committed(partition.partition, partition.offset)
+        self._progress.report("running", None)
         self._count(items)
         if self._traces is not None:
             self._traces.finish(items, published)
@@ -295,18 +314,42 @@ class FeatureWriter(StatelessSinkPartition[Outcome]):
         return time.time_ns()
 
     def _produce(self, items: list[Outcome]) -> None:
+        # What this batch does to letters, ahead of what was read of their topic.
+        opened: dict[str, bool] = {}
         for outcome in items:
             for topic, key, value in features(outcome, self._log, self._generation):
-                self._producer.produce(topic, value, key, headers=[SCHEMA_VERSION], on_delivery=self._delivered)
-                self._producer.poll(0)
+                self._send(topic, key=key, value=value, headers=[SCHEMA_VERSION])
+            if isinstance(outcome, DeadLetter):
+                opened[letter_id(outcome)] = True
+            again = replayed(message_of(outcome))
+            for id in settled(outcome):
+                if id == again or opened.get(id, id in self._letters):
+                    why = "replayed" if id == again else "resolved"
+                    self._send(self._log.dead_letters, **tombstone(id, why))
+                    opened[id] = False
+                    self._progress.count(**{f"letters_{why}": 1})
 
     def close(self) -> None:
+        self._progress.tells_letters_no_more(self._open_letters)
+        self._letters.close()
         self._member.leave()
+
+    def _send(self, topic: str, **message: Any) -> None:
+        self._producer.produce(topic, on_delivery=self._delivered, **message)
+        self._producer.poll(0)
+
+    def _open_letters(self) -> dict[str, int]:
+        """How many letters are open by the step that refused them, with what commands did to them meanwhile."""
+        self._letters.refresh()
+        self._progress.count(letters_discarded=self._letters.discarded())
+        return dict(Counter(letter.step for letter in self._letters.found()))
 
     def _delivered(self, error: KafkaError | None, message: LogMessage) -> None:
         reason = delivery_failure(error, message)
         if reason is not None:
             self._failed.append(reason)
+        elif message.topic() == self._log.dead_letters:
+            self._lettered[message.partition() or 0] = message.offset() or 0
 
     def _count(self, items: Iterable[Outcome]) -> None:
         for outcome in items:
@@ -355,14 +398,27 @@ def features(outcome: Outcome, log: Log, generation: str) -> list[tuple[str, byt
         key = outcome.change.document_id.encode()
         return [(log.documents, key, None), (log.chunks, key, None)]
     if isinstance(outcome, DeadLetter):
-        owner = outcome.document_id.encode() if outcome.document_id else None
-        letter = _dead_letter_message(outcome, generation)
-        told = msgspec.json.encode(letter)
-        if len(told) > LARGEST_LETTER:
-            size = f"its message of {len(outcome.message.value or b'') / 1e6:.1f} MB is too large for a letter"
-            told = msgspec.json.encode({**letter, "value": None, "reason": f"{outcome.reason} ({size})"})
-        return [(log.dead_letters, owner, told)]
+        return [(log.dead_letters, letter_id(outcome).encode(), letter_value(outcome, generation, datetime.now(UTC)))]
     return []
+
+
+def settled(outcome: Outcome) -> set[str]:
+    """Ids of the letters that are open no more, if they were: that of the document, and that which was replayed.
+
+    What is told again of a document whose newest version was refused settles nothing: that has the same letter.
+    """
+    again = replayed(message_of(outcome))
+    ids = {again} if again is not None else set()
+    if isinstance(outcome, DeadLetter):
+        return ids - {letter_id(outcome)}
+    if isinstance(outcome, Removed):
+        return ids | {outcome.change.document_id}
+    if isinstance(outcome, Indexed):
+        own, refused = {outcome.record.document_id}, outcome.record.failure is not None
+        return ids - own if refused else ids | own
+    if isinstance(outcome, Unchanged):
+        return ids - {outcome.document_id} if outcome.refused else ids | {outcome.document_id}
+    return ids
 
 
 def _document_message(outcome: Indexed, generation: str) -> dict[str, Any]:
@@ -388,25 +444,3 @@ def _chunks_message(outcome: Indexed, generation: str) -> dict[str, Any]:
             for position, (place, chunk) in enumerate(zip(record.places, outcome.chunks, strict=True))
         ],
     }
-
-
-def _dead_letter_message(outcome: DeadLetter, generation: str) -> dict[str, Any]:
-    message = outcome.message
-    return {
-        "document_id": outcome.document_id,
-        "version": outcome.version,
-        "step": outcome.step,
-        "reason": outcome.reason,
-        "generation": generation,
-        "failed_at": datetime.now(UTC),
-        "topic": message.topic,
-        "partition": message.partition,
-        "offset": message.offset,
-        "key": _base64(message.key),
-        "value": _base64(message.value),
-        "headers": [[name, _base64(value)] for name, value in message.headers],
-    }
-
-
-def _base64(value: bytes | None) -> str | None:
-    return None if value is None else base64.b64encode(value).decode()

@@ -33,6 +33,12 @@ class StreamMetrics(Collector):
             counts.add_metric([what], amount)
         yield counts
         yield _gauge("twin_stream_running", "Whether the dataflow runs.", self._progress.state == "running")
+        letters = self._progress.letters()
+        if letters is not None:
+            opened = GaugeMetricFamily("twin_dead_letters_open", "Open dead letters.", labels=["step"])
+            for step, number in sorted(letters.items()):
+                opened.add_metric([step], number)
+            yield opened
         lag = self._progress.lag()
         if lag is not None:
             yield _gauge("twin_stream_lag_events", "Events in the log that are not yet applied.", lag)

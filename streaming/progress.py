@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -26,6 +26,7 @@ class Progress:
     _ends: dict[int, int] = field(default_factory=dict)
     _committed: dict[int, int] = field(default_factory=dict)
     _embedded: float | None = None
+    _letters: Callable[[], dict[str, int]] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def report(self, state: str, reason: str | None) -> None:
@@ -67,6 +68,22 @@ class Progress:
         """Whether the model was at work within these seconds, in a dataflow that did not fail since."""
         last = self._embedded
         return last is not None and time.monotonic() - last < within
+
+    def tells_letters(self, count: Callable[[], dict[str, int]]) -> None:
+        """`count()` gives the number of open dead letters by the step that refused them."""
+        with self._lock:
+            self._letters = count
+
+    def tells_letters_no_more(self, count: Callable[[], dict[str, int]]) -> None:
+        with self._lock:
+            self._letters = None if self._letters == count else self._letters
+
+    def letters(self) -> dict[str, int] | None:
+        """Open dead letters by step; None while nobody reads them."""
+        with self._lock:
+            count = self._letters
+        # Without the lock: it reads the log, and counts what it finds.
+        return count() if count is not None else None
 
     def committed(self, partition: int, offset: int) -> None:
         with self._lock:

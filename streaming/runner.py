@@ -48,7 +48,9 @@ class DataflowRunner:
             try:
                 with ExitStack() as stack:
                     flow = self._build(self._stop, stack)
-                    self._progress.report("running", None)
+                    # While it tries again what failed, it still waits: the dataflow itself says when that is over.
+                    if self._progress.state != "waiting":
+                        self._progress.report("running", None)
                     cluster_main(flow, [], 0, worker_count_per_proc=self._workers)  # type: ignore[no-untyped-call]
             except Exception as error:
                 cause = _root(error)
@@ -58,6 +60,8 @@ class DataflowRunner:
                     logger.warning("the log was started anew: reading it from the start")
                     delay = FIRST_DELAY
                     continue
+                if self._progress.state == "running":
+                    delay = FIRST_DELAY
                 reason = f"{type(cause).__name__}: {cause}"
                 logger.warning("the dataflow stopped and starts again in %.1f s: %s", delay, reason)
                 self._progress.report("waiting", reason)

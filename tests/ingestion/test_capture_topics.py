@@ -26,13 +26,14 @@ def test_documents_and_features_are_compacted_in_equally_many_partitions() -> No
         assert config["cleanup.policy"] == "compact"
 
 
-def test_dead_letters_outlive_watermarks_and_heartbeats() -> None:
+def test_dead_letters_stay_until_they_are_settled_and_only_marks_and_heartbeats_pass() -> None:
     settings = Settings()
     named, wanted = topics(settings), topic_settings(settings)
     retention = {name: int(config["retention.ms"]) for name, (_, config) in wanted.items() if "retention.ms" in config}
 
-    assert set(retention) == {named.watermarks, named.heartbeat, named.dead_letters}
-    assert retention[named.dead_letters] > 100 * retention[named.watermarks]
+    assert set(retention) == {named.watermarks, named.heartbeat}
+    partitions, config = wanted[named.dead_letters]
+    assert (partitions, config["cleanup.policy"]) == (1, "compact")
 
 
 def test_the_worst_document_fits_into_a_change() -> None:

@@ -14,7 +14,7 @@ from confluent_kafka import TopicPartition
 from numpy.typing import NDArray
 
 from corpus.documents import Document, new_document, to_record
-from corpus.index import QdrantIndex, open_index
+from corpus.index import QdrantIndex, Record, open_index
 from corpus.settings import Settings, load
 from embedded import log as embedded_log
 from embedded.parts import free_port
@@ -22,6 +22,7 @@ from ingestion.topics import create_topics, topics
 from streaming.changes import delete_envelope, upsert_envelope
 from streaming.clients import consumer, consumer_group, producer
 from streaming.dataflow import feature_dataflow
+from streaming.letters import OpenLetters
 from streaming.log import Log
 from streaming.progress import Progress
 from streaming.runner import DataflowRunner
@@ -148,3 +149,36 @@ def test_workers_share_the_partitions_and_a_restart_goes_on_where_the_last_one_c
 
     assert index.counts().documents == 30
     assert "documents_indexed" not in progress.counted(), "nothing that was committed comes again"
+
+
+def test_an_index_that_is_away_is_waited_for_and_nothing_is_refused(
+    bootstrap: str, index: QdrantIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(kafka_bootstrap_servers=bootstrap, partitions=4)
+    create_topics(bootstrap, settings)
+    outlet = producer(bootstrap)
+    tried: list[str] = []
+
+    def away(record: Record, *_: object) -> bool:
+        tried.append(record.document_id)
+        raise ConnectionError("the index is away")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(index, "replace", away)
+        runner, progress = followed(settings, bootstrap, index, workers=1)
+        for version in range(1, 5):
+            record = to_record(document(version))
+            outlet.produce(topics(settings).documents, **upsert_envelope(record, version, "twin", HERE))
+        outlet.flush()
+        until(lambda: len(tried) > 2)
+        until(lambda: progress.state == "waiting")
+        assert progress.reason == "ConnectionError: the index is away"
+        assert index.counts().documents == 0
+    until(lambda: progress.lag() == 0 and progress.counted().get("documents_indexed") == 4)
+
+    assert progress.state == "running"
+    runner.stop()
+    assert "dead_letters" not in progress.counted()
+    letters = OpenLetters(bootstrap, settings.dead_letters_topic)
+    assert letters.found() == []
+    letters.close()

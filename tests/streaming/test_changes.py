@@ -191,3 +191,51 @@ def test_what_no_parser_foresees_is_a_letter_too() -> None:
     letters = [decode(deep, HERE), decode(message({"op": "u", "after": code, "source": SOURCE}), HERE)]
 
     assert [letter.step for letter in letters if isinstance(letter, DeadLetter)] == ["decode", "validate"]
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        message(None, value=b'{"x":' + b"[" * 200_000),
+        message({"op": "u", "source": SOURCE, "after": "[" * 200_000}),
+        message({"op": "u", "source": SOURCE, "after": after()}, key=b'{"id":"\\"\\\\ud800\\""}'),
+        message({"op": "u", "source": SOURCE, "after": after()}, key=key("another")),
+        message(
+            {"op": "u", "source": SOURCE, "after": json.dumps({**to_record(DOCUMENT), "text": "\ud800"}, default=str)}
+        ),
+        message({"op": "u", "source": SOURCE, "after": '{"_id": {"$oid": "' + "z" * 1_000_000 + '"}}'}),
+    ],
+    ids=["deep envelope", "deep document", "a key that is no text", "a key of another", "half a character", "long"],
+)
+def test_a_hostile_message_is_a_letter_whose_reason_can_be_written_anywhere(hostile: Message) -> None:
+    letter = decode(hostile, HERE)
+
+    assert isinstance(letter, DeadLetter)
+    assert 0 < len(letter.reason.encode()) < 3_000
+    assert (letter.document_id or "").encode() in (b"", b"another", DOCUMENT.id.encode())
+
+
+def test_a_claimed_hash_that_is_no_text_is_kept_as_one() -> None:
+    record = {**to_record(DOCUMENT), "crawled_at": None, "published_at": None, "content_hash": "\ud800"}
+
+    event = decode(message({"op": "u", "source": SOURCE, "after": json.dumps(record)}), HERE)
+
+    assert isinstance(event, Upsert)
+    assert event.source_hash == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_a_replayed_read_has_the_version_that_was_noted_when_it_failed_and_a_change_its_own() -> None:
+    replayed = (("twin.version", b"77"),)
+    read = {"op": "r", "source": {**SOURCE, "ord": -1}, "after": after()}
+
+    for envelope, version in ((read, 77), ({**read, "op": "u", "source": SOURCE}, source_version(SOURCE["ts_ms"], 7))):
+        event = decode(message(envelope, headers=replayed), HERE)
+        assert isinstance(event, Upsert)
+        assert event.version == version
+    garbage = decode(message(None, value=b"{", headers=replayed), HERE)
+    assert isinstance(garbage, DeadLetter)
+    assert garbage.version == 77
+    for strange in (b"-1", b"x", b"9" * 30, None):
+        event = decode(message(read, headers=(("twin.version", strange),)), HERE)
+        assert isinstance(event, Upsert)
+        assert event.version is None

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from httpx import Headers
+from numpy.typing import NDArray
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from corpus.documents import Document, to_record
-from corpus.index import Filters, QdrantIndex
-from corpus.points import Where
-from streaming.changes import REPAIR_HEADER, DeadLetter, Event, Message, decode, upsert_envelope
+from corpus.index import Filters, QdrantIndex, open_index
+from corpus.points import IndexUnavailable, Where
+from corpus.settings import load
+from streaming.changes import REPAIR_HEADER, VERSION_HEADER, DeadLetter, Event, Message, decode, upsert_envelope
 from streaming.indexing import Indexed, Removed, Unchanged, index_batch
 from tests.streaming.samples import HERE, WORDS, WordEmbedder, article, deleted, document, read, upserted
 
@@ -200,6 +207,152 @@ def test_one_document_that_cannot_be_indexed_does_not_stop_the_others(
     mended = replace(document("bad", article(["mended"])), id=bad.id)
     index_batch([upserted(mended, 3)], index, embedder)
     assert index.records([bad.id])[bad.id].failure is None
+
+
+class Picky(WordEmbedder):
+    """A model that cannot take one text, or none at all."""
+
+    def __init__(self, poison: str, away: bool = False) -> None:
+        super().__init__()
+        self.poison, self.away = poison, away
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        if self.away or any(self.poison in text for text in texts):
+            raise RuntimeError("it cannot be computed")
+        return super().embed(texts)
+
+
+def test_a_text_that_the_model_does_not_take_is_a_letter_and_the_others_are_embedded(index: QdrantIndex) -> None:
+    good, bad = document("good", article(["fine", "well"])), document("bad", article(["calm", "poison"]))
+
+    indexed, refused = index_batch([upserted(good, 1), upserted(bad, 2)], index, Picky("poison"))
+
+    assert isinstance(indexed, Indexed)
+    assert isinstance(refused, DeadLetter)
+    assert (refused.step, refused.reason) == ("embed", "RuntimeError: it cannot be computed")
+    assert index.counts().documents == 1
+    assert index.counts().chunks == len(indexed.chunks)
+
+
+def test_a_model_that_takes_no_text_is_no_documents_fault(index: QdrantIndex) -> None:
+    with pytest.raises(RuntimeError, match="cannot be computed"):
+        index_batch([upserted(document("good", article(["fine"])), 1)], index, Picky("poison", away=True))
+
+    assert index.records([document("good", "").id]) == {}
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["new", "indexed before"])
+def test_what_the_index_cannot_hold_is_a_letter_and_leaves_what_was_searchable(
+    index: QdrantIndex, embedder: WordEmbedder, kept: bool
+) -> None:
+    before, good = document("bad", article(["before"])), document("good", article(["fine"]))
+    bad = replace(document("bad", article(["after"])), crawl_id="\ud800")
+    if kept:
+        index_batch([upserted(before, 1)], index, embedder)
+
+    refused, indexed = index_batch([upserted(bad, 2), upserted(good, 3)], index, embedder)
+
+    assert isinstance(refused, DeadLetter)
+    assert (refused.step, refused.version) == ("write", 2)
+    assert isinstance(indexed, Indexed)
+    record = index.records([bad.id])[bad.id]
+    assert record.failure is not None
+    assert [("before" in hit.text) for hit in index.chunks(bad.id)] == [True] * kept
+
+
+def answered(status: int) -> UnexpectedResponse:
+    return UnexpectedResponse(status, "", b"", Headers())
+
+
+@pytest.mark.parametrize(
+    ("error", "of_content"),
+    [
+        (answered(400), True),
+        (answered(413), True),
+        (UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"), True),
+        (answered(401), False),
+        (answered(500), False),
+        (ResponseHandlingException(OSError("refused")), False),
+        (IndexUnavailable("away"), False),
+        (OSError(28, "No space left on device"), False),
+        (Exception("the engine's own"), False),
+    ],
+    ids=str,
+)
+def test_an_index_that_is_away_or_full_is_no_documents_fault(
+    index: QdrantIndex, embedder: WordEmbedder, monkeypatch: pytest.MonkeyPatch, error: Exception, of_content: bool
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(index, "replace", refuse)
+    events = [upserted(document("good", article(["fine"])), 1)]
+
+    if of_content:
+        (letter,) = index_batch(events, index, embedder)
+        assert isinstance(letter, DeadLetter)
+        assert letter.step == "write"
+    else:
+        with pytest.raises(type(error)):
+            index_batch(events, index, embedder)
+        assert index.records([document("good", "").id]) == {}
+
+
+def refusal(one: Document, version: int) -> Event:
+    """A change of this document that cannot be read."""
+    record = {**to_record(one), "text": ["no", "text"]}
+    return decode(Message("changes", 0, version, **upsert_envelope(record, version, "twin", HERE)), HERE)
+
+
+@pytest.mark.parametrize("order", [(2, 3), (3, 5), (2, 1), (3, 2, 5, 3), (2, 4), (2, 6)])
+def test_a_refusal_within_a_batch_leaves_what_one_by_one_would(
+    tmp_path: Path, embedder: WordEmbedder, order: tuple[int, ...]
+) -> None:
+    """Versions 2 and 5 are refused, 4 has the content of 1, 6 is a deletion; a batch is delivered after the first."""
+    one = document("a", article(["first"]))
+    changes = {1: upserted(one, 1), 2: refusal(one, 2), 3: upserted(document("a", article(["third"])), 3)}
+    changes |= {4: upserted(one, 4), 5: refusal(one, 5), 6: deleted(one, 6)}
+    records = []
+    for together in (True, False):
+        opened = open_index(load({"TWIN_HOME": str(tmp_path / str(together))}), "words-1", embedder.dimensions)
+        events = [changes[version] for version in order]
+        for batch in [[changes[1]], *([events] if together else [[event] for event in events])]:
+            index_batch(batch, opened, embedder)
+        record = opened.records([one.id])[one.id]
+        hits = opened.chunks(one.id)
+        assert set(opened.vectors([hit.chunk_id for hit in hits])) == {hit.chunk_id for hit in hits}
+        assert opened.counts().chunks == len(hits)
+        records.append(record)
+        opened.close()
+
+    assert records[0] == records[1]
+
+
+def test_a_refused_snapshot_read_is_replayed_as_of_its_time(index: QdrantIndex, embedder: WordEmbedder) -> None:
+    one, mended = document("a", article(["old"])), document("a", article(["mended"]))
+    event = read(one, offset=3)
+    (refused,) = index_batch([event], index, Picky("old"))
+    assert isinstance(refused, DeadLetter)
+    assert refused.version == 1
+    index_batch([upserted(mended, 900)], index, embedder)
+
+    again = replace(refused.message, offset=9, headers=((VERSION_HEADER, b"1"),))
+    (outcome,) = index_batch([decode(again, HERE)], index, embedder)
+
+    assert outcome == Unchanged(again, "stale", one.id, refused=False)
+    assert index.records([one.id])[one.id].content_hash == mended.content_hash
+
+
+def test_a_replay_of_a_message_that_no_longer_fails_is_indexed(index: QdrantIndex, embedder: WordEmbedder) -> None:
+    one = document("a", article(["old"]))
+    (refused,) = index_batch([read(one, offset=3)], index, Picky("old"))
+    assert isinstance(refused, DeadLetter)
+
+    again = replace(refused.message, offset=9, headers=((VERSION_HEADER, b"1"),))
+    (outcome,) = index_batch([decode(again, HERE)], index, embedder)
+
+    assert isinstance(outcome, Indexed)
+    assert outcome.record.failure is None
 
 
 def test_a_snapshot_tells_what_was_missed_and_is_overtaken_by_later_changes(
