@@ -119,8 +119,8 @@ def test_the_largest_records_are_told_of_whole_or_are_letters_and_stop_nothing(
     assert len(document["text"]) > 0.99 * LARGEST_RECORD
     assert sum(len(chunk["text"]) for chunk in whole["chunks"]) > 0.99 * LARGEST_RECORD
     reasons = {id: json.loads(value or b"") for id, value in letters.items()}
-    for id, letter in reasons.items():
-        promised("dead-letters", {"letter_id": id, "attempts": 1, **letter})
+    for letter in reasons.values():
+        promised("dead-letters", letter)
     assert len(reasons[ids["refused"]]["value"]) > LARGEST_RECORD
     if "worst and refused" in ids:
         assert reasons[ids["worst and refused"]]["value"] is None
