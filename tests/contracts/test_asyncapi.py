@@ -40,6 +40,7 @@ DOCUMENT: dict[str, Any] = yaml.safe_load((CONTRACTS / "asyncapi.yaml").read_tex
 CONTRACT = {
     "document": "features.documents",
     "chunks": "features.chunks",
+    "erased": "features.erasures",
     "letter": "dead-letters",
     "documentGone": None,
     "letterSettled": None,
@@ -121,7 +122,7 @@ def test_every_operation_sends_messages_of_its_channel_and_every_message_has_one
 def test_every_channel_is_a_topic_with_the_settings_that_the_program_gives_it() -> None:
     settings = load({})
     named = asdict(topics(settings))
-    published = {named[name] for name in ("feature_documents", "feature_chunks", "dead_letters")}
+    published = {named[name] for name in ("feature_documents", "feature_chunks", "erasures", "dead_letters")}
 
     assert {channel["address"] for channel in DOCUMENT["channels"].values()} == published
     for channel in DOCUMENT["channels"].values():

@@ -28,7 +28,10 @@ def within(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def test_there_is_one_schema_for_each_topic_that_is_published() -> None:
     names = {path.name for path in PRESENT}
 
-    assert names == {"features.documents.v1.json", "features.chunks.v1.json", "dead-letters.v1.json"}
+    assert names == {
+        *("features.documents.v1.json", "features.chunks.v1.json", "features.erasures.v1.json"),
+        "dead-letters.v1.json",
+    }
 
 
 @every_schema

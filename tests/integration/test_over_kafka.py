@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +87,47 @@ def test_a_connect_or_broker_that_is_killed_loses_nothing(
     assert twin.wait()["failed"] == []
     assert {state["state"] for state in twin.parts().values()} == {"ready"}
     twin.must_hold(folder)
+
+
+def test_an_erased_document_has_a_tombstone_in_every_topic_and_downstream_is_told(
+    over_kafka: Any, cluster: Any, folder: Any, tmp_path: Path
+) -> None:
+    folder.add("Kept beside it", "Erased")
+    over_kafka.ingest(str(folder.folder))
+    over_kafka.wait()
+    id = over_kafka.listed()["Erased"]["document_id"]
+    (word, *_), path, file = folder.words["Erased"], folder.path("Erased"), tmp_path / "receipt.json"
+    with over_kafka_database(over_kafka) as database:
+        # A version that is refused makes a dead letter, of which the log has the text too.
+        database["documents"].update_one({"_id": id}, {"$set": {"title": ["refused"]}})
+        over_kafka.wait()
+
+    over_kafka.run("erase", "--document", str(path), "--receipt", str(file), "--yes")
+
+    folder.remove("Erased")
+    receipt = json.loads(file.read_text())
+    places = {place["place"]: place for place in receipt["places"]}
+    assert [name for name, place in places.items() if place["left"] != 0] == []
+    topics = [f"twin.{name}" for name in ("twin.documents", "features.documents", "features.chunks", "dead-letters")]
+    for topic in topics:
+        place = places[f"log: {topic}"]
+        assert place["found"] > 0, topic
+        assert "cleanup.policy=compact" in place["check"], topic
+        newest = cluster.newest(topic)
+        assert any(id in key for key in newest), topic
+        assert [key for key, value in newest.items() if value is not None and (id in key or id.encode() in value)] == []
+    told = json.loads(cluster.newest("twin.features.erasures")[id] or b"")
+    assert told["erasure_id"] == receipt["erasure_id"]
+    assert not over_kafka.finds(word)
+    over_kafka.wait()
+    over_kafka.must_hold(folder)
+
+
+@contextmanager
+def over_kafka_database(twin: Any) -> Iterator[Any]:
+    """The warehouse of a running home, as any MongoDB client sees it."""
+    with MongoClient[dict[str, Any]](json.loads((twin.home / "addresses.json").read_text())["mongodb_uri"]) as client:
+        yield client["twin"]
 
 
 def test_a_database_that_is_dropped_gets_a_connector_of_its_new_identity(

@@ -447,7 +447,7 @@ def test_the_schema_tells_the_errors_as_they_are(harbour: Any) -> None:
         for status, answer in operation["responses"].items()
         if status.startswith("4")
     }
-    assert len(told) == 8
+    assert len(told) == 9
     for path, shape in told.items():
         error = schema["components"]["schemas"][shape["properties"]["error"]["$ref"].split("/")[-1]]
         assert set(error["properties"]) == set((openai if path.startswith("/v1/") else api)["error"])
@@ -532,3 +532,25 @@ def test_the_key_of_the_model_is_in_no_answer(harbour: Any, scripted: Any) -> No
     with harbour.client(settings, language_model=scripted([], RuntimeError("very-secret"))) as client:
         response = client.post("/api/ask", json={"question": "zqbacedi"})
     assert "very-secret" not in response.text
+
+
+def test_an_erasure_is_asked_for_with_an_id_of_its_own(harbour: Any) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def erase(*given: Any) -> dict[str, int]:
+        asked.append(given)
+        if given[0] == "unknown":
+            raise LookupError("there is no such erasure")
+        return {"left": 0}
+
+    with harbour.client() as client:
+        assert client.post("/api/erase", json={}).status_code == 400
+    with harbour.client(erase=erase, to_erase=lambda *given: {"documents": list(given)}) as client:
+        body = {"id": "e", "documents": ["one"], "author": "Ada"}
+        assert client.post("/api/erase", json=body).json() == {"left": 0}
+        assert client.post("/api/erase", json={}).json() == {"left": 0}
+        assert client.post("/api/erase", json={"documents": ["one"]}).status_code == 400
+        assert client.post("/api/erase", json={"id": "unknown"}).status_code == 404
+        dry = client.post("/api/erase", json={"documents": ["one"], "dry_run": True}).json()
+    assert dry == {"documents": [["one"], None]}
+    assert asked == [("e", ("one",), "Ada"), (None, (), None), ("unknown", (), None)]

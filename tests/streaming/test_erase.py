@@ -1,0 +1,372 @@
+"""An erasure reaches every place, also when it breaks off after any step, and its receipt says so."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corpus.documents import Document
+from corpus.index import QdrantIndex, open_index
+from corpus.settings import Settings, load
+from corpus.warehouse import Warehouse, connect
+from streaming import erase
+from streaming.clients import LogFailed
+from streaming.indexing import index_batch
+from streaming.log import Log
+from tests.streaming.samples import WordEmbedder, article, deleted, document, upserted
+
+MARKER = "zqmarkerzq"
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+STEPS = (
+    *("names", "documents", "authors", "applied", "index", "generations", "tombstones", "history", "log", "events"),
+    "files",
+)
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+@dataclass
+class Topics:
+    """The log in memory: by topic, keys and values in order."""
+
+    held: dict[str, list[tuple[bytes, bytes | None]]] = field(default_factory=dict)
+    policies: dict[str, str] = field(default_factory=dict)
+    away: bool = False
+
+    def read_of(self, _: str, topic: str, owner: Callable[[Any], str | None], ids: Collection[str]) -> erase._Topic:
+        found = erase._Topic()
+        for key, value in self.held.get(topic, []):
+            found.open.discard(key)
+            if value is not None and owner(Said(key, value)) in ids:
+                found.values += 1
+                found.open.add(key)
+        return found
+
+    def produce(self, _: str, messages: Iterable[tuple[str, bytes, bytes | None]]) -> None:
+        if self.away:
+            raise LogFailed("the log is away")
+        for topic, key, value in messages:
+            self.held.setdefault(topic, []).append((key, value))
+
+    def newest(self, topic: str) -> dict[bytes, bytes | None]:
+        return dict(self.held.get(topic, []))
+
+
+@dataclass
+class Said:
+    """A message of the log."""
+
+    _key: bytes
+    _value: bytes | None
+
+    def key(self) -> bytes:
+        return self._key
+
+    def value(self) -> bytes | None:
+        return self._value
+
+
+@dataclass
+class System:
+    """A warehouse, the index that follows it, and a log in memory."""
+
+    home: Path
+    warehouse: Warehouse
+    index: QdrantIndex
+    embedder: WordEmbedder
+    log: Topics
+    renewable: bool = False
+    indexed: set[str] = field(default_factory=set)
+    version: int = 1 << 40
+
+    def save(self, *documents: Document) -> None:
+        self.warehouse.save(documents)
+        self.version += 1
+        index_batch([upserted(one, self.version) for one in documents], self.index, self.embedder)
+        for one in documents:
+            self.indexed.add(one.id)
+            for topic in ("documents", "chunks"):
+                self.log.produce("", [(topic, one.id.encode(), one.text.encode())])
+            self.log.produce("", [("changes", changed(one.id), one.text.encode())])
+
+    def settle(self) -> None:
+        """What the dataflow does: documents that the warehouse has no more leave the index and the features."""
+        present = {stamp.id for stamp in self.warehouse.stamps()}
+        for id in self.indexed - present:
+            self.version += 1
+            index_batch([deleted(replace(document("x", "x"), id=id), self.version)], self.index, self.embedder)
+            messages = [("documents", id.encode(), None), ("chunks", id.encode(), None), ("changes", changed(id), None)]
+            self.log.produce("", messages)
+        self.indexed &= present
+
+    def renew(self) -> bool:
+        if self.renewable:
+            self.log.held.clear()
+        return self.renewable
+
+    @property
+    def reach(self) -> erase.Reach:
+        log = Log("", "changes", "documents", "chunks", "letters", "index", lambda: "")
+        settings = load({"TWIN_HOME": str(self.home)})
+        return erase.Reach(settings, self.warehouse, (self.index,), log, "erasures", self.settle, self.renew)
+
+    def chosen(self, *documents: Document, author: str | None = None) -> erase.Chosen:
+        return erase.choose(self.warehouse, self.index, [one.id for one in documents], author)
+
+    def begun(self, *documents: Document, author: str | None = None) -> Any:
+        return erase.begin(self.warehouse, str(uuid.uuid4()), self.chosen(*documents, author=author), NOW)
+
+    def holding(self) -> list[str]:
+        """Files below the home, and topics, that have the marker."""
+        files = [path for path in self.home.rglob("*") if path.is_file() and MARKER.encode() in path.read_bytes()]
+        topics = [
+            topic
+            for topic in self.log.held
+            if any(value is not None and MARKER.encode() in value for value in self.log.newest(topic).values())
+        ]
+        return [*(str(path.relative_to(self.home)) for path in files), *topics]
+
+
+def changed(id: str) -> bytes:
+    return json.dumps({"id": json.dumps(id)}).encode()
+
+
+def by(author: str, name: str, text: str) -> Document:
+    return replace(document(name, text), author_name=author, author_id=f"id of {author}")
+
+
+@pytest.fixture
+def system(tmp_path: Path, mongodb_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[System]:
+    """Ada wrote two documents, Mallory two with the marker, of which one was refused."""
+    log, embedder = Topics(), WordEmbedder()
+    monkeypatch.setattr(erase, "read_of", log.read_of)
+    monkeypatch.setattr(erase, "_produce", log.produce)
+    monkeypatch.setattr(erase, "_settings_of", lambda _, topic: {"cleanup.policy": log.policies.get(topic, "compact")})
+    index = open_index(load({"TWIN_HOME": str(tmp_path)}), "words-1", embedder.dimensions)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "app.log").write_text(f"could not read {MARKER}\n")
+    with connect(Settings(mongodb_uri=mongodb_uri, database=f"test-{uuid.uuid4()}")) as warehouse:
+        found = System(tmp_path, warehouse, index, embedder, log)
+        found.save(by("Ada", "alpha", article(["zqalpha"])), by("Ada", "bravo", article(["zqbravo"])))
+        found.save(MALLORYS[0], MALLORYS[1])
+        letter = json.dumps({"document_id": MALLORYS[1].id, "value": MARKER}).encode()
+        log.produce("", [("letters", b"changes/0/7", letter), ("letters", b"changes/0/8", b'{"document_id":null}')])
+        warehouse.record_crawl({"_id": "1", "sources": [MALLORYS[0].url, "notes"], "author": "Mallory", "failed": []})
+        yield found
+    index.close()
+
+
+MALLORYS = (by("Mallory", "charlie", article([MARKER])), by("Mallory", "delta", article([MARKER, "zqdelta"])))
+
+
+def places(receipt: dict[str, Any]) -> dict[str, tuple[int, int | None]]:
+    return {place["place"]: (place["found"], place["left"]) for place in receipt["places"]}
+
+
+def is_erased(system: System, receipt: dict[str, Any]) -> None:
+    """Mallory and the marker are nowhere, Ada is whole."""
+    assert system.holding() == []
+    assert receipt["left"] == 0
+    assert [place for place in receipt["places"] if place["left"] != 0] == []
+    found = {place: found for place, (found, _) in places(receipt).items()}
+    assert (found["warehouse: documents"], found["warehouse: authors"], found["warehouse: crawls"]) == (2, 1, 1)
+    assert (found["index: texts"], found["index: chunks"]) == (2, 3)
+    assert sorted(system.warehouse.authors().values()) == ["Ada"]
+    assert {stamp.author for stamp in system.warehouse.stamps()} == {"Ada"}
+    assert {record.author for record in system.index.scan()} == {"Ada"}
+    (crawl,) = system.warehouse.crawls()
+    assert (crawl["sources"], crawl["author"]) == (["(erased)", "notes"], "(erased)")
+    told = {key.decode(): json.loads(value or b"") for key, value in system.log.newest("erasures").items()}
+    assert set(told) == {one.id for one in MALLORYS}
+    assert all(event["erasure_id"] == receipt["erasure_id"] for event in told.values())
+    assert system.warehouse.erasures({"state": "open"}) == []
+
+
+@pytest.mark.parametrize("renewable", [False, True], ids=["a log that stays", "a log in memory"])
+def test_everything_of_an_author_goes_and_the_other_stays(system: System, renewable: bool) -> None:
+    system.renewable = renewable
+    assert {name.split("/")[0] for name in system.holding()} == {
+        *("index", "logs", "documents", "chunks", "changes", "letters")
+    }
+
+    receipt = erase.finish(system.reach, system.begun(author=" mallory "))
+
+    is_erased(system, receipt)
+    assert places(receipt)["log: letters"] == (1, 0)
+    # A letter of another document is nobody's business here.
+    assert renewable or system.log.newest("letters")[b"changes/0/8"] is not None
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_crash_after_any_step_is_made_up_for(system: System, step: str) -> None:
+    def crash(reached: str) -> None:
+        if reached == step:
+            raise Crash
+
+    system.begun(author="Mallory")
+    for _ in range(2):
+        (begun,) = system.warehouse.erasures({"state": "open"})
+        with pytest.raises(Crash):
+            erase.finish(system.reach, begun, crash)
+    (begun,) = system.warehouse.erasures({"state": "open"})
+
+    is_erased(system, erase.finish(system.reach, begun))
+
+
+def test_the_steps_that_are_tested_are_the_steps(system: System) -> None:
+    reached: list[str] = []
+
+    erase.finish(system.reach, system.begun(author="Mallory"), reached.append)
+
+    assert tuple(reached) == STEPS
+
+
+def test_an_erasure_stays_open_while_the_log_is_away(system: System) -> None:
+    begun = system.begun(author="Mallory")
+    system.log.away = True
+    with pytest.raises(LogFailed):
+        erase.finish(system.reach, begun)
+    (begun,) = system.warehouse.erasures({"state": "open"})
+    system.log.away = False
+
+    is_erased(system, erase.finish(system.reach, begun))
+
+
+def test_one_document_of_two_leaves_its_author(system: System) -> None:
+    receipt = erase.finish(system.reach, system.begun(MALLORYS[0]))
+
+    assert (receipt["documents"], receipt["left"]) == ([MALLORYS[0].id], 0)
+    assert sorted(system.warehouse.authors().values()) == ["Ada", "Mallory"]
+    (crawl,) = system.warehouse.crawls()
+    assert (crawl["sources"], crawl["author"]) == (["(erased)", "notes"], "Mallory")
+    assert system.index.records([MALLORYS[1].id])[MALLORYS[1].id].version is not None
+
+
+def test_what_is_ingested_again_is_another_document_and_stays(system: System) -> None:
+    begun = system.begun(MALLORYS[0])
+    erase.finish(system.reach, begun)
+    system.save(replace(MALLORYS[0], crawled_at=NOW + timedelta(days=1)))
+
+    # Both a second look and an erasure that was not finished yet leave it alone.
+    for state in ("done", "open"):
+        (found,) = system.warehouse.erasures({"_id": begun.id})
+        receipt = erase.finish(system.reach, replace_state(found, state))
+        assert (receipt["left"], receipt["ingested_again"]) == (0, [MALLORYS[0].id])
+    assert MALLORYS[0].id in {stamp.id for stamp in system.warehouse.stamps()}
+
+
+def test_what_an_ingest_of_before_wrote_meanwhile_is_left_and_goes_with_the_next_attempt(system: System) -> None:
+    def write(step: str) -> None:
+        if step == "files":
+            system.warehouse.save([MALLORYS[0]])
+
+    begun = system.begun(MALLORYS[0])
+    receipt = erase.finish(system.reach, begun, write)
+    assert (receipt["left"], places(receipt)["warehouse: documents"]) == (1, (1, 1))
+
+    # Nobody tries by itself again and again what may never end well.
+    (begun,) = system.warehouse.erasures({"state": "left"})
+    assert erase.finish(system.reach, begun)["left"] == 0
+    assert MALLORYS[0].id not in {stamp.id for stamp in system.warehouse.stamps()}
+
+
+def test_a_change_that_a_repair_sent_after_the_deletion_gets_a_tombstone(system: System) -> None:
+    def repair(step: str) -> None:
+        if step == "generations":
+            system.log.produce("", [("changes", changed(MALLORYS[0].id), MARKER.encode())])
+
+    receipt = erase.finish(system.reach, system.begun(MALLORYS[0]), repair)
+
+    assert places(receipt)["log: changes"][1] == 0
+    assert system.log.newest("changes")[changed(MALLORYS[0].id)] is None
+
+
+def test_a_topic_that_is_not_compacted_keeps_what_it_has(system: System) -> None:
+    system.log.policies["letters"] = "delete"
+
+    receipt = erase.finish(system.reach, system.begun(MALLORYS[1]))
+
+    assert (receipt["left"], places(receipt)["log: letters"]) == (1, (1, 1))
+
+
+def test_what_was_deleted_before_may_be_erased_and_what_nobody_knows_is_named(system: System) -> None:
+    system.warehouse.delete([MALLORYS[0].id])
+    system.settle()
+
+    chosen = erase.choose(system.warehouse, system.index, [MALLORYS[0].id, "nobody's"], None)
+
+    assert (set(chosen.documents), chosen.unknown) == ({MALLORYS[0].id}, ("nobody's",))
+    assert erase.choose(system.warehouse, system.index, [], "Trent") == erase.Chosen({}, {}, ())
+
+
+def test_an_author_is_found_by_id_and_by_name(system: System) -> None:
+    ids = {one.id for one in MALLORYS}
+    assert set(system.chosen(author="id of Mallory").documents) == ids
+    assert set(system.chosen(author="MALLORY").documents) == ids
+    assert system.chosen(author="mallory").authors == {"id of Mallory": "Mallory"}
+
+
+def test_data_sets_and_models_made_from_the_documents_are_stale(system: System) -> None:
+    made = system.warehouse._database
+    made["datasets"].insert_many(
+        [{"_id": "old", "document_ids": [MALLORYS[0].id, "another"]}, {"_id": "other", "document_ids": ["another"]}]
+    )
+    made["models"].insert_one({"_id": "of old", "document_ids": [MALLORYS[0].id]})
+
+    receipt = erase.finish(system.reach, system.begun(author="Mallory"))
+
+    assert receipt["stale"] == {"datasets": ["old"], "models": ["of old"]}
+
+
+def test_the_record_of_an_erasure_names_nothing_but_ids(system: System) -> None:
+    begun = system.begun(author="Mallory")
+    erase.finish(system.reach, begun)
+
+    (record,) = system.warehouse._database["erasures"].find()
+
+    told = json.dumps(record, default=str)
+    assert [
+        word for word in ("Mallory", "About", "example.org", MARKER) if word in told.replace("id of Mallory", "")
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("https://example.org/post", False),
+        ("HTTPS://Example.org:443/post#part", False),
+        ("cannot read https://example.org/post: 404", False),
+        ("/home/ada/notes/my post.md", False),
+        ("notes/my post.md", False),
+        ("my post.md", False),
+        ("/home/ada/notes", True),
+        ("notes", True),
+        ("https://example.org/", True),
+        ("post.md", True),
+        ("", True),
+        ("http://[", True),
+    ],
+)
+def test_a_crawl_is_told_without_the_addresses_of_what_was_erased(source: str, kept: bool) -> None:
+    addresses = {"https://example.org/post", "file:///home/ada/notes/my%20post.md"}
+    crawl = {"_id": "1", "sources": [source], "failed": [{"source": source, "reason": "is empty"}], "seen": 3}
+
+    told = erase.without_names(crawl, addresses, {"mallory"})
+
+    shown = source if kept else "(erased)"
+    assert told == {**crawl, "sources": [shown], "failed": [{"source": shown, "reason": "is empty"}]}
+
+
+def replace_state(erasure: Any, state: str) -> Any:
+    import msgspec
+
+    return msgspec.structs.replace(erasure, state=state)
