@@ -339,6 +339,11 @@ class QdrantIndex:
             self._ledger.delete(old)
         return count
 
+    def compact(self) -> bool:
+        """Leave nothing of what was deleted or overwritten in the files; False where a server sees to that itself."""
+        chunks, ledger = self._chunks.compact(), self._ledger.compact()
+        return chunks and ledger
+
     def close(self) -> None:
         self._chunks.close()
         self._ledger.close()

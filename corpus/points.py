@@ -6,7 +6,11 @@ depends on is compared by the engine itself as it writes (`only_over`), never re
 
 from __future__ import annotations
 
+import json
+import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -83,46 +87,34 @@ class Points(Protocol):
 
     def count(self, where: Where) -> int: ...
 
+    def compact(self) -> bool:
+        """Leave nothing of deleted and overwritten points in the files; False where that is a server's own affair."""
+        ...
+
     def close(self) -> None: ...
 
 
 class EdgePoints:
-    """A collection as a Qdrant Edge shard in `directory`; one process at a time may have it open."""
+    """A collection as a Qdrant Edge shard in `directory`; one process at a time may have it open.
+
+    The engine keeps deleted payloads in its pages and its write-ahead log, also after it has optimised them. So
+    `compact` writes the collection anew beside its place: reads go on meanwhile, writes wait.
+    """
 
     def __init__(self, directory: Path, dimensions: int | None, indexed: Mapping[str, str]) -> None:
         import qdrant_edge
 
         self._names = qdrant_edge
+        self._directory, self._dimensions, self._indexed = directory, dimensions, indexed
+        self._unfinished = directory.with_name(directory.name + ".new")
+        self._former = directory.with_name(directory.name + ".old")
+        self._writing, self._using = threading.Lock(), _Shared()
         try:
-            if directory.exists():
-                self._shard = qdrant_edge.EdgeShard.load(str(directory))
-                return
-            # Made beside its place and moved there when complete: a crash leaves no half collection.
-            unfinished = directory.with_name(directory.name + ".new")
-            if unfinished.exists():
-                import shutil
-
-                shutil.rmtree(unfinished)
-            unfinished.mkdir(parents=True)
-            dense = (
-                qdrant_edge.EdgeVectorParams(size=dimensions, distance=qdrant_edge.Distance.Cosine)
-                if dimensions
-                else None
-            )
-            shard = qdrant_edge.EdgeShard.create(
-                str(unfinished),
-                qdrant_edge.EdgeConfig(
-                    vectors={DENSE: dense} if dense else None,
-                    sparse_vectors={SPARSE: qdrant_edge.EdgeSparseVectorParams(modifier=qdrant_edge.Modifier.Idf)},
-                ),
-            )
-            for name, kind in indexed.items():
-                shard.update(
-                    qdrant_edge.UpdateOperation.create_field_index(name, getattr(qdrant_edge.PayloadSchemaType, kind))
-                )
-            shard.flush()
-            shard.close()
-            unfinished.rename(directory)
+            self._tidy()
+            if not directory.exists():
+                # Made beside its place and moved there when complete: a crash leaves no half collection.
+                self._make().close()
+                self._unfinished.rename(directory)
             self._shard = qdrant_edge.EdgeShard.load(str(directory))
         except OSError as error:
             raise IndexUnavailable(f"the index in {directory} cannot be opened: {error}") from error
@@ -130,6 +122,32 @@ class EdgePoints:
             raise IndexUnavailable(
                 f"the index in {directory} cannot be opened ({error}): remove {directory.parent} and it is built anew"
             ) from error
+
+    def _tidy(self) -> None:
+        """Finish what a crash left: of a collection that was written anew, the whole one stays."""
+        if self._former.exists() and not self._directory.exists():
+            self._former.rename(self._directory)
+        for left in (self._unfinished, self._former):
+            if left.exists():
+                shutil.rmtree(left)
+
+    def _make(self) -> Any:
+        """An empty shard beside the collection's place."""
+        names = self._names
+        self._unfinished.mkdir(parents=True)
+        size = self._dimensions
+        dense = {DENSE: names.EdgeVectorParams(size=size, distance=names.Distance.Cosine)} if size else None
+        shard = names.EdgeShard.create(
+            str(self._unfinished),
+            names.EdgeConfig(
+                vectors=dense,
+                sparse_vectors={SPARSE: names.EdgeSparseVectorParams(modifier=names.Modifier.Idf)},
+            ),
+        )
+        for name, kind in self._indexed.items():
+            shard.update(names.UpdateOperation.create_field_index(name, getattr(names.PayloadSchemaType, kind)))
+        shard.flush()
+        return shard
 
     def upsert(self, points: Sequence[Point], only_over: Where | None = None) -> None:
         names = self._names
@@ -139,30 +157,31 @@ class EdgePoints:
                 names.Point(point.id, self._vectors(point), dict(point.payload))
                 for point in points[start : start + PAGE]
             ]
-            self._shard.update(names.UpdateOperation.upsert_points(rows, condition=condition))
+            self._update(names.UpdateOperation.upsert_points(rows, condition=condition))
 
     def set_payload(self, where: Where, payload: Mapping[str, Any]) -> None:
-        self._shard.update(
-            self._names.UpdateOperation.set_payload_by_filter(_filter(self._names, where), dict(payload))
-        )
+        self._update(self._names.UpdateOperation.set_payload_by_filter(_filter(self._names, where), dict(payload)))
 
     def delete(self, where: Where) -> None:
-        self._shard.update(self._names.UpdateOperation.delete_points_by_filter(_filter(self._names, where)))
+        self._update(self._names.UpdateOperation.delete_points_by_filter(_filter(self._names, where)))
 
     def retrieve(self, ids: Sequence[str], without: Sequence[str] = (), dense: bool = False) -> list[Stored]:
         if not ids:
             return []
-        records = self._shard.retrieve(_own_ids(ids), self._payload(without), [DENSE] if dense else False)
+        with self._using.shared():
+            records = self._shard.retrieve(_own_ids(ids), self._payload(without), [DENSE] if dense else False)
         return [_stored(record, 0.0) for record in records]
 
     def scroll(self, where: Where, without: Sequence[str] = ()) -> Iterator[Stored]:
+        for records in self._pages(filter=_filter(self._names, where), with_payload=self._payload(without)):
+            yield from (_stored(record, 0.0) for record in records)
+
+    def _pages(self, **wanted: Any) -> Iterator[list[Any]]:
         offset: Any = None
         while True:
-            request = self._names.ScrollRequest(
-                offset=offset, limit=PAGE, filter=_filter(self._names, where), with_payload=self._payload(without)
-            )
-            records, offset = self._shard.scroll(request)
-            yield from (_stored(record, 0.0) for record in records)
+            with self._using.shared():
+                records, offset = self._shard.scroll(self._names.ScrollRequest(offset=offset, limit=PAGE, **wanted))
+            yield records
             if offset is None:
                 return
 
@@ -176,14 +195,48 @@ class EdgePoints:
         request = names.QueryRequest(
             limit=limit, query=query, filter=_filter(names, where), with_payload=["document_id"]
         )
-        return [_stored(point, point.score) for point in self._shard.query(request)]
+        with self._using.shared():
+            return [_stored(point, point.score) for point in self._shard.query(request)]
 
     def count(self, where: Where) -> int:
-        return int(self._shard.count(self._names.CountRequest(exact=True, filter=_filter(self._names, where))))
+        with self._using.shared():
+            return int(self._shard.count(self._names.CountRequest(exact=True, filter=_filter(self._names, where))))
+
+    def compact(self) -> bool:
+        with self._writing:
+            try:
+                self._tidy()
+                self._copy()
+                with self._using.alone():
+                    self._shard.close()
+                    try:
+                        self._directory.rename(self._former)
+                        self._unfinished.rename(self._directory)
+                    finally:
+                        self._tidy()
+                        self._shard = self._names.EdgeShard.load(str(self._directory))
+            except Exception as error:  # as above
+                raise IndexUnavailable(f"the index in {self._directory} cannot be written anew: {error}") from error
+        return True
+
+    def _copy(self) -> None:
+        """Every point, beside the collection's place."""
+        names, anew = self._names, self._make()
+        for records in self._pages(with_payload=True, with_vector=True):
+            points = [names.Point(record.id, record.vector or {}, record.payload or {}) for record in records]
+            if points:
+                anew.update(names.UpdateOperation.upsert_points(points))
+        anew.flush()
+        anew.close()
 
     def close(self) -> None:
-        self._shard.flush()
-        self._shard.close()
+        with self._writing, self._using.alone():
+            self._shard.flush()
+            self._shard.close()
+
+    def _update(self, operation: Any) -> None:
+        with self._writing, self._using.shared():
+            self._shard.update(operation)
 
     def _vectors(self, point: Point) -> dict[str, Any]:
         vectors: dict[str, Any] = {}
@@ -195,6 +248,15 @@ class EdgePoints:
 
     def _payload(self, without: Sequence[str]) -> Any:
         return self._names.PayloadSelector.Exclude(list(without)) if without else True
+
+
+def edge_dimensions(directory: Path) -> int | None:
+    """The dimensions of the dense vectors of a shard on disk; None if it has none. Raises IndexUnavailable."""
+    try:
+        vectors = json.loads((directory / "edge_config.json").read_bytes())["vectors"]
+        return int(vectors[DENSE]["size"]) if DENSE in vectors else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IndexUnavailable(f"the index in {directory} cannot be read: {error}") from error
 
 
 class ServerPoints:
@@ -277,6 +339,9 @@ class ServerPoints:
     def count(self, where: Where) -> int:
         return int(self._client.count(self._collection, _filter(self._names, where), exact=True).count)
 
+    def compact(self) -> bool:
+        return False
+
     def close(self) -> None:
         self._client.close()
 
@@ -290,6 +355,39 @@ class ServerPoints:
 
     def _payload(self, without: Sequence[str]) -> Any:
         return self._names.PayloadSelectorExclude(exclude=list(without)) if without else True
+
+
+class _Shared:
+    """Many use something at once; who wants it alone waits until nobody does, and nobody begins meanwhile."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._users, self._taken = 0, False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken)
+            self._taken = True
+            self._changed.wait_for(lambda: not self._users)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken = False
+                self._changed.notify_all()
 
 
 def _filter(names: ModuleType, where: Where) -> Any:

@@ -1,7 +1,8 @@
 """The warehouse: every document as it was crawled, in MongoDB. The one place that reads and writes its collections.
 
 Collections of the database: `documents`, `authors`, `crawls` (one record a run), `watermarks` (marks that `twin wait`
-follows through the log) and `warehouse` (the identity of this very warehouse).
+follows through the log), `erasures` (what was erased, as ids alone) and `warehouse` (the identity of this very
+warehouse).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from corpus.documents import Document, from_record, in_milliseconds, source_version, to_record
+import msgspec
+
+from corpus.documents import Document, author_identity, from_record, in_milliseconds, source_version, to_record
 from corpus.settings import Settings, without_password
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ T = TypeVar("T")
 BATCH = 200
 BATCH_BYTES = 8_000_000
 ATTEMPTS = 3
+NO_SUCH_COMMAND = 59
 # MongoDB refuses records above 16 MiB; a change event carries the record and its envelope.
 LARGEST_RECORD = 15_000_000
 # Levels of nesting; the record itself is the first of MongoDB's 100.
@@ -70,6 +74,24 @@ class Saved:
 
     def __add__(self, other: Saved) -> Saved:
         return Saved(self.inserted + other.inserted, self.updated + other.updated, self.unchanged + other.unchanged)
+
+
+class Erasure(msgspec.Struct, frozen=True, kw_only=True):
+    """That documents must go, as `erasures` keeps it: ids, and no word of what they held.
+
+    `state`: open until all was done once, then done, or left where something was; `found`: how many there were by
+    place, the most of all attempts; `rewritten`, `renewed`: whether the files of the index were written anew, and the
+    log started anew.
+    """
+
+    id: str
+    document_ids: tuple[str, ...]
+    author_ids: tuple[str, ...]
+    erased_at: datetime
+    state: str = "open"
+    found: dict[str, int] = {}
+    rewritten: bool = False
+    renewed: bool = False
 
 
 def connect(settings: Settings, *, timeout: float = 30.0) -> Warehouse:
@@ -184,6 +206,61 @@ class Warehouse:
         for record in self._found({"url": {"$gte": prefix, "$lt": beyond}}, {"url": 1}):
             yield str(record["_id"]), record["url"]
 
+    def bylines(self) -> Iterator[tuple[str, str, str]]:
+        """Id, author's id and author's name of every document."""
+        for record in self._found({}, {"author_id": 1, "author_name": 1}):
+            name = str(record.get("author_name"))
+            yield str(record["_id"]), str(record.get("author_id") or author_identity(name)), name
+
+    def authors(self) -> dict[str, str]:
+        """The names of the authors by their ids."""
+        return {str(record["_id"]): str(record.get("name")) for record in self._found_in("authors")}
+
+    def addresses(self, ids: Iterable[str]) -> set[str]:
+        """Where these documents are and were read."""
+        found: set[str] = set()
+        for part in _parts(ids, BATCH):
+            for record in self._found({"_id": {"$in": _stored_ids(part)}}, {"url": 1, "metadata": 1}):
+                metadata = record.get("metadata")
+                told = metadata.get("requested_url") if isinstance(metadata, Mapping) else None
+                found |= {address for address in (record.get("url"), told) if isinstance(address, str) and address}
+        return found
+
+    def crawls(self) -> list[dict[str, Any]]:
+        """The record of every crawl."""
+        return list(self._found_in("crawls"))
+
+    def built_from(self, ids: Sequence[str]) -> dict[str, list[str]]:
+        """Ids of the data sets and models that name one of these documents as what they were made from."""
+        condition = {"document_ids": {"$in": list(ids)}}
+
+        def built(name: str) -> list[str]:
+            return [str(each["_id"]) for each in self._database[name].find(condition, {"_id": 1})]
+
+        return {name: self._asked(partial(built, name)) for name in ("datasets", "models")}
+
+    def erasures(self, condition: Mapping[str, Any]) -> list[Erasure]:
+        """The erasures for which this holds, oldest first."""
+        found = [
+            msgspec.convert({**each, "id": each["_id"]}, Erasure) for each in self._found_in("erasures", condition)
+        ]
+        return sorted(found, key=lambda erasure: erasure.erased_at)
+
+    def former_versions(self, ids: Sequence[str], *, forget: bool = False) -> int | None:
+        """How many former versions of these documents the history still has; with `forget` it loses those of all.
+
+        None where the server keeps its history as it likes, which is any but the embedded one.
+        """
+        from pymongo.errors import OperationFailure
+
+        command = {"forgetVersions": "documents", "ids": _stored_ids(ids), "countOnly": not forget}
+        try:
+            return int(self._asked(lambda: self._database.command(command))["n"])
+        except WarehouseUnavailable as error:
+            if isinstance(error.__cause__, OperationFailure) and error.__cause__.code == NO_SUCH_COMMAND:
+                return None
+            raise
+
     # Writing
 
     def save(self, documents: Iterable[Document]) -> Saved:
@@ -215,6 +292,22 @@ class Warehouse:
         """Write the record of a crawl, or its newer state; `_id` is the crawl's id."""
         self._asked(lambda: self._database["crawls"].replace_one({"_id": crawl["_id"]}, dict(crawl), upsert=True))
 
+    def record_erasure(self, erasure: Erasure) -> None:
+        """Write the record of an erasure, or its newer state; it is on the disk when this returns."""
+        from pymongo import WriteConcern
+
+        record = {**msgspec.structs.asdict(erasure), "_id": erasure.id}
+        del record["id"]
+        kept = self._database.get_collection("erasures", write_concern=WriteConcern("majority", j=True))
+        self._asked(lambda: kept.replace_one({"_id": erasure.id}, record, upsert=True))
+
+    def delete_authors(self, ids: Sequence[str]) -> int:
+        """Delete the records of those of these authors who have no document left; how many there were."""
+        gone = [
+            id for id in ids if self._asked(partial(self._documents.find_one, {"author_id": id}, {"_id": 1})) is None
+        ]
+        return int(self._asked(lambda: self._database["authors"].delete_many({"_id": {"$in": gone}})).deleted_count)
+
     def _save(self, documents: Sequence[Document]) -> Saved:
         from pymongo import ReplaceOne, UpdateOne
 
@@ -235,6 +328,10 @@ class Warehouse:
     def _found(self, condition: Mapping[str, Any], fields: Mapping[str, int] | None = None) -> Iterator[dict[str, Any]]:
         with self._translated():
             yield from self._documents.find(condition, fields)
+
+    def _found_in(self, collection: str, condition: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        with self._translated():
+            yield from self._database[collection].find(condition or {})
 
     def _asked(self, call: Callable[[], T]) -> T:
         """The call's result; asked again when the connection broke, since every call here may be repeated."""

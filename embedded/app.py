@@ -7,10 +7,10 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,9 @@ from corpus.agreement import Disagreement
 from corpus.documents import ORDER_BITS
 from corpus.index import QdrantIndex, open_index
 from corpus.settings import Settings, running_addresses
-from streaming.clients import consumer_group
+from embedded.home import renew_log
+from streaming import erase
+from streaming.clients import LogFailed, consumer_group
 from streaming.dataflow import feature_dataflow
 from streaming.freshness import Delays
 from streaming.lag import LOOK_SECONDS, STILL_SECONDS, Probe
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from bytewax.dataflow import Dataflow
 
     from corpus.embedding import Embedder
-    from corpus.warehouse import Warehouse
+    from corpus.warehouse import Erasure, Warehouse
     from serving.parts import Reconciled, Status
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,10 @@ WAREHOUSE_INTERVAL = 1.0
 TOMBSTONE_INTERVAL = 3600.0
 # For changes under way to be applied, before a verification looks again.
 SETTLE_SECONDS = 30.0
+# For the whole warehouse to be read again into a log that was started anew.
+ERASE_SETTLE_SECONDS = 1800.0
+ERASE_INTERVAL = 60.0
+RENEWAL_SECONDS = 60.0
 LAST_LOOK = 1.0
 
 
@@ -64,6 +70,8 @@ class Stream:
     _verifying: threading.Lock = field(default_factory=threading.Lock)
     probe: Probe | None = None
     traces: Traces | None = None
+    _erasing: threading.Lock = field(default_factory=threading.Lock)
+    _told: str = ""
 
     def log(self) -> Log:
         from ingestion.topics import topics
@@ -138,6 +146,82 @@ class Stream:
         """The last verification of everything, without its faults."""
         return summary(self.verified) if self.verified else None
 
+    def to_erase(self, documents: Sequence[str], author: str | None) -> dict[str, Any]:
+        """What an erasure of these would remove."""
+        return asdict(erase.choose(self.warehouse, self.index, documents, author))
+
+    def erase(self, id: str | None, documents: Sequence[str], author: str | None) -> dict[str, Any]:
+        """Erase documents for good, or go on with the erasure `id` (None: the newest); the receipt.
+
+        Raises NothingToErase; ConnectionError when it cannot be finished now, which is made up for by itself later.
+        """
+        begun = self.warehouse.erasures({} if id is None else {"_id": id})
+        if not begun and id is not None and (documents or author is not None):
+            chosen = erase.choose(self.warehouse, self.index, documents, author)
+            if chosen.unknown:
+                raise erase.NothingToErase(f"no document has the id {chosen.unknown[0]!r}")
+            if not chosen.documents and not chosen.authors:
+                raise erase.NothingToErase(f"there is no author {author!r}")
+            begun = [erase.begin(self.warehouse, id, chosen, datetime.now(UTC))]
+        if not begun:
+            raise erase.NothingToErase("there is no such erasure" if id else "nothing was ever erased")
+        with self._erasing:
+            # Somebody may have finished it while this waited.
+            return self._finish_erasing(self.warehouse.erasures({"_id": begun[-1].id})[0])
+
+    def finish_erasures(self) -> None:
+        """Finish what a crash broke off, and tell a log that was started anew of all that was erased before."""
+        if not self._erasing.acquire(blocking=False):
+            return
+        try:
+            for erasure in self.warehouse.erasures({"state": "open"}):
+                logger.warning("erasure %s is open and goes on", erasure.id)
+                self._finish_erasing(erasure)
+            epoch = self.epoch()
+            if epoch != self._told:
+                erase.tell(self.log().bootstrap, self._erasures_topic(), self.warehouse.erasures({}))
+                self._told = epoch
+        finally:
+            self._erasing.release()
+
+    def _finish_erasing(self, erasure: Erasure) -> dict[str, Any]:
+        self.recognise()
+        reach = erase.Reach(
+            settings=self.settings,
+            warehouse=self.warehouse,
+            indexes=(self.index,),
+            log=self.log(),
+            events=self._erasures_topic(),
+            settle=partial(self._settle, ERASE_SETTLE_SECONDS),
+            renew=self._renew_log,
+        )
+        try:
+            receipt = erase.finish(reach, erasure)
+            # One that was done already is only looked at again.
+            if erasure.state != "done" and not receipt["left"]:
+                self.progress.count(documents_erased=len(erasure.document_ids))
+            return receipt
+        except (NotApplied, LogFailed) as error:
+            raise ConnectionError(f"erasure {erasure.id} is not finished and goes on by itself: {error}") from error
+
+    def _erasures_topic(self) -> str:
+        from ingestion.topics import topics
+
+        return topics(self.settings).erasures
+
+    def _renew_log(self) -> bool:
+        """Start the log anew if it is the one of this home; whether it was. Raises NotApplied."""
+        if "kafka_bootstrap_servers" not in running_addresses(self.settings.home):
+            return False
+        former = self.epoch()
+        renew_log(self.settings.home)
+        deadline = time.monotonic() + RENEWAL_SECONDS
+        while self.epoch() in ("", former):
+            if time.monotonic() > deadline:
+                raise NotApplied("the log is not started anew")
+            time.sleep(0.05)
+        return True
+
     def forget_tombstones(self) -> None:
         """Remove the records of documents that were deleted longer ago than the settings keep them."""
         oldest = self.warehouse.now() - (int(self.settings.tombstone_retention * 1000) << ORDER_BITS)
@@ -147,12 +231,12 @@ class Stream:
         log = self.log()
         return reenter(self.warehouse, log.bootstrap, log.changes, self.settings.database, ids, repair=repair)
 
-    def _settle(self) -> None:
+    def _settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Return when all that was acknowledged is applied. Raises NotApplied."""
         from ingestion.topics import topics
 
         log = self.log()
-        deadline = time.monotonic() + SETTLE_SECONDS
+        deadline = time.monotonic() + seconds
         wait = Wait(
             lambda: self.warehouse,
             _Itself(self),
@@ -209,8 +293,8 @@ class _Itself:
 class Repeated:
     """Calls `look` every `interval` seconds in a thread of its own until stopped; one that fails is tried again."""
 
-    def __init__(self, name: str, look: Callable[[], object], interval: float) -> None:
-        self._name, self._look, self._interval = name, look, interval
+    def __init__(self, name: str, look: Callable[[], object], interval: float, *, at_once: bool = False) -> None:
+        self._name, self._look, self._interval, self._at_once = name, look, interval, at_once
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -223,7 +307,8 @@ class Repeated:
         self._thread.join(LAST_LOOK)
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval):
+        while not self._stop.wait(0 if self._at_once else self._interval):
+            self._at_once = False
             try:
                 self._look()
             except Exception as error:  # the next look finds out whether what was away is back
@@ -272,6 +357,7 @@ def run_stream(stream: Stream, stack: ExitStack, workers: int = 1) -> None:
         Repeated("reconcile", Reconciler(stream).look, settings.reconcile_interval),
         Repeated("warehouse", stream.recognise, WAREHOUSE_INTERVAL),
         Repeated("verify", lambda: stream.verify(repair=True), settings.verify_interval),
+        Repeated("erasures", stream.finish_erasures, ERASE_INTERVAL, at_once=True),
         Repeated("tombstones", stream.forget_tombstones, TOMBSTONE_INTERVAL),
     ]
     if settings.connect_url is not None:
@@ -334,6 +420,8 @@ def serve(settings: Settings, port: int, *, with_stream: bool) -> None:
                 reconcile=stream.reconcile,
                 verify=lambda repair, since, sample: described(stream.verify(repair, since, sample)),
                 verified=stream.last_report,
+                to_erase=stream.to_erase,
+                erase=stream.erase,
                 checks=checks,
                 registry=registry,
             )

@@ -123,6 +123,7 @@ def _up_here(settings: Settings) -> int:
     supervisor = Supervisor(settings, told)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: supervisor.stop())
+    signal.signal(signal.SIGUSR1, lambda *_: supervisor.renew_log())
     try:
         supervisor.run()
     except HomeTaken as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -102,6 +103,14 @@ def supervisor(home: Path) -> int | None:
             return None
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def renew_log(home: Path) -> None:
+    """Ask this home's supervisor to start its log anew, without what it holds. Raises HomeUnusable if there is none."""
+    pid = supervisor(home)
+    if not pid:
+        raise HomeUnusable(f"nothing supervises {home}: run `twin up`")
+    os.kill(pid, signal.SIGUSR1)
 
 
 def write_parts(home: Path, parts: list[PartStatus]) -> None:

@@ -81,6 +81,7 @@ class Supervisor:
     _given: dict[str, str] = field(default_factory=dict)
     _addresses: dict[str, str] = field(default_factory=dict)
     _stopping: bool = False
+    _renewing: bool = False
     _shown: list[PartStatus] = field(default_factory=list)
     _untold: bool = False
 
@@ -101,6 +102,11 @@ class Supervisor:
     def stop(self) -> None:
         """Ask `run` to end; safe in a signal handler."""
         self._stopping = True
+
+    def renew_log(self) -> None:
+        """Ask `run` to start the log anew, if it is ours: its memory is where deleted documents stay. Safe in a signal
+        handler."""
+        self._renewing = True
 
     # Starting
 
@@ -233,6 +239,10 @@ class Supervisor:
     def _watch(self) -> None:
         """One look at every part: note who became ready, start again who died."""
         now = time.monotonic()
+        if self._renewing:
+            self._renewing = False
+            if "log" in self._running:
+                self._signal("log", signal.SIGKILL)
         for name, running in self._running.items():
             if running.process is not None and (code := running.process.poll()) is not None:
                 self._died(name, running, code, now)

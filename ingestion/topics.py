@@ -26,7 +26,8 @@ class Topics:
 
     `documents`, `watermarks`: the captured collections, key = `_id` in Debezium's form, value = its envelope;
     `heartbeat`: one message a second while capture streams; `feature_documents`, `feature_chunks`: what the dataflow
-    publishes, key = document id; `dead_letters`: what it could not process, key = letter id, a tombstone once settled.
+    publishes, key = document id; `dead_letters`: what it could not process, key = letter id, a tombstone once settled;
+    `erasures`: what was erased for good, key = document id.
     """
 
     documents: str
@@ -35,6 +36,7 @@ class Topics:
     feature_documents: str
     feature_chunks: str
     dead_letters: str
+    erasures: str
 
 
 def topics(settings: Settings) -> Topics:
@@ -47,6 +49,7 @@ def topics(settings: Settings) -> Topics:
         feature_documents=f"{prefix}.features.documents",
         feature_chunks=f"{prefix}.features.chunks",
         dead_letters=settings.dead_letters_topic,
+        erasures=f"{prefix}.features.erasures",
     )
 
 
@@ -54,8 +57,14 @@ def topic_settings(settings: Settings) -> dict[str, tuple[int, dict[str, str]]]:
     """Partitions and Kafka settings by topic; equal partition counts keep a document's id in the same partition."""
     named = topics(settings)
     large = {"max.message.bytes": str(LARGEST_MESSAGE)}
-    # Tombstones stay for a week: a dataflow that slept over a weekend still sees every delete.
-    compacted = {"cleanup.policy": "compact", "delete.retention.ms": str(7 * DAY), **large}
+    # Tombstones stay for a week: a dataflow that slept over a weekend still sees every delete. What they end is gone a
+    # day later: without the longest lag, a topic in which little happens would keep erased values for as long as it is.
+    compacted = {
+        "cleanup.policy": "compact",
+        "delete.retention.ms": str(7 * DAY),
+        "max.compaction.lag.ms": str(DAY),
+        **large,
+    }
     passing = {"cleanup.policy": "delete", "retention.ms": str(HOUR), "segment.ms": str(HOUR // 6)}
     return {
         named.documents: (settings.partitions, compacted),
@@ -64,6 +73,7 @@ def topic_settings(settings: Settings) -> dict[str, tuple[int, dict[str, str]]]:
         named.feature_documents: (settings.partitions, compacted),
         named.feature_chunks: (settings.partitions, compacted),
         named.dead_letters: (1, compacted),
+        named.erasures: (1, compacted),
     }
 
 

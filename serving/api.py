@@ -107,6 +107,19 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     sample: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
+class Erasing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to erase for good: documents by id, and all that an author (a name or an id) wrote.
+
+    `id`: that of the erasure, so that the request may be repeated; without documents and author an erasure that was
+    begun is gone on with (the newest, without an id). `dry_run`: only say what would go.
+    """
+
+    id: str | None = None
+    documents: tuple[str, ...] = ()
+    author: str | None = None
+    dry_run: bool = False
+
+
 class Complaint(TypedDict):
     message: str
     type: str
@@ -294,6 +307,26 @@ async def verify(data: JSONBody[Verification], parts: Given) -> dict[str, Any]:
     return dict(await asyncio.to_thread(parts.verify, data.repair, since, data.sample))
 
 
+@post(
+    "/api/erase",
+    status_code=200,
+    summary="Remove documents from every place for good, with a receipt",
+    responses={400: REFUSED, 404: REFUSED},
+)
+async def erase(data: JSONBody[Erasing], parts: Given) -> dict[str, Any]:
+    """What `twin erase --json` prints. Takes as long as the index and the warehouse take to be written anew."""
+    if parts.erase is None or parts.to_erase is None:
+        raise ClientException("this app cannot erase")
+    if data.dry_run:
+        return dict(await asyncio.to_thread(parts.to_erase, data.documents, data.author))
+    if data.id is None and (data.documents or data.author is not None):
+        raise ClientException("an erasure needs an id of your choice, so that the request may be repeated")
+    try:
+        return dict(await asyncio.to_thread(parts.erase, data.id, data.documents, data.author))
+    except LookupError as error:
+        raise NotFoundException(str(error)) from error
+
+
 @get("/api/status", summary="The parts, the counts, lag and freshness")
 async def status(parts: Given) -> Status:
     return await asyncio.to_thread(parts.status)
@@ -405,4 +438,4 @@ class ClientGone(ConnectionAbortedError):
     """The client hung up before its answer was finished; nobody reads what is answered."""
 
 
-HANDLERS = (ask, find, documents, document, behind, reconcile, verify, status, live, ready, exposition)
+HANDLERS = (ask, find, documents, document, behind, reconcile, verify, erase, status, live, ready, exposition)

@@ -150,14 +150,14 @@ def show_document(arguments: argparse.Namespace, settings: Settings) -> int:
     from serving.client import AppRefused, call
 
     def asked() -> Any:
-        for id in filter(None, _ids(arguments.id)):
+        for id in filter(None, document_ids(arguments.id)):
             try:
                 # What a terminal hands over need not be UTF-8; it is then the id of no document.
                 return call(settings, "GET", f"/api/documents/{quote(id, safe='', errors='surrogateescape')}")
             except AppRefused as error:
                 if error.status != 404:
                     raise
-        raise AppRefused(_unknown([arguments.id]), 404)
+        raise AppRefused(unknown_documents([arguments.id]), 404)
 
     return _answered(asked, arguments, _document)
 
@@ -165,7 +165,7 @@ def show_document(arguments: argparse.Namespace, settings: Settings) -> int:
 def delete_documents(arguments: argparse.Namespace, settings: Settings) -> int:
     from corpus import warehouse
 
-    named = {given: _ids(given) for given in arguments.ids}
+    named = {given: document_ids(given) for given in arguments.ids}
     try:
         with warehouse.connect(settings) as documents:
             known = {stamp.id for stamp in documents.stamps([id for ids in named.values() for id in ids])}
@@ -179,12 +179,12 @@ def delete_documents(arguments: argparse.Namespace, settings: Settings) -> int:
     elif deleted:
         sys.stdout.write(f"deleted {_count(deleted, 'document')}\n")
     if unknown:
-        sys.stderr.write(f"twin: {_printable(_unknown(unknown))}\n")
+        sys.stderr.write(f"twin: {_printable(unknown_documents(unknown))}\n")
         return 1
     return 0
 
 
-def _ids(given: str) -> list[str]:
+def document_ids(given: str) -> list[str]:
     """The ids that a person may mean, the likeliest first: the text itself, that of an address or of a file."""
     import os
     from pathlib import Path
@@ -199,7 +199,7 @@ def _ids(given: str) -> list[str]:
         return [given]
 
 
-def _unknown(given: Sequence[str]) -> str:
+def unknown_documents(given: Sequence[str]) -> str:
     shown = ", ".join(map(repr, given))
     return f"no document has the id, address or path {shown}: `twin documents list` shows them"
 

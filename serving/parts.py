@@ -81,6 +81,21 @@ class Verify(Protocol):
     def __call__(self, repair: bool, since: datetime | None, sample: int | None) -> Mapping[str, Any]: ...
 
 
+class ToErase(Protocol):
+    """What an erasure of these documents, or of all that an author wrote, would remove; `unknown`: ids of nothing."""
+
+    def __call__(self, documents: Sequence[str], author: str | None) -> Mapping[str, Any]: ...
+
+
+class Erase(Protocol):
+    """Erases these documents for good, or goes on with the erasure of this id (None: the newest), and gives a receipt.
+
+    Raises LookupError when there is nothing of the kind.
+    """
+
+    def __call__(self, id: str | None, documents: Sequence[str], author: str | None) -> Mapping[str, Any]: ...
+
+
 class Reconciled(TypedDict):
     """How many documents were sent again."""
 
@@ -93,7 +108,8 @@ class Parts:
     """The dependencies of the app.
 
     `status`: what `twin status` shows; `reconcile`: compare warehouse and index now, answering what was done; `verify`:
-    the same for every point, answering a report; `verified`: the last such report of everything; `checks`: by part
+    the same for every point, answering a report; `verified`: the last such report of everything; `erase`: remove
+    documents for good, answering a receipt, and `to_erase` what would go; `checks`: by part
     name, a function that raises when that part is not ready (the index is always checked); `registry`: where the
     dataflow registers metrics of its own before the app starts. All functions may block: they run in threads.
     """
@@ -107,5 +123,7 @@ class Parts:
     reconcile: Callable[[], Reconciled] | None = None
     verify: Verify | None = None
     verified: Callable[[], Mapping[str, Any] | None] = lambda: None
+    to_erase: ToErase | None = None
+    erase: Erase | None = None
     checks: Mapping[str, Callable[[], object]] = field(default_factory=dict)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)

@@ -143,7 +143,7 @@ def decode(message: Message, warehouse: str) -> Event:
     if message.value is None:
         return Ignored(message, "tombstone")
     try:
-        document_id = _document_id(message.key)
+        document_id = document_of_key(message.key)
     except Exception as error:  # as below
         return dead_letter(message, "decode", f"the key is not a document's: {error}")
     # What had no version when it failed is replayed as of that time: whatever came since is newer.
@@ -184,7 +184,7 @@ def decode(message: Message, warehouse: str) -> Event:
 def origin(message: Message) -> Origin:
     """What the key and the envelope's head say, without the document. Never raises."""
     try:
-        document_id = _document_id(message.key)
+        document_id = document_of_key(message.key)
     except Exception:  # as in `decode`
         document_id = None
     try:
@@ -237,7 +237,7 @@ def _subject(event: Change) -> str:
     return event.document.id if isinstance(event, Upsert) else event.document_id
 
 
-def _document_id(key: bytes | None) -> str:
+def document_of_key(key: bytes | None) -> str:
     """The `_id` within Debezium's key `{"id": "<extended JSON>"}`, as a string."""
     if key is None:
         raise ValueError("there is none")

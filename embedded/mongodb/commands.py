@@ -256,6 +256,17 @@ def end_sessions(server: Server, command: Mapping[str, Any]) -> Reply:
     return {}
 
 
+def forget_versions(server: Server, command: Mapping[str, Any]) -> Reply:
+    """A command of our own: removes former versions of all documents from the history and from the file.
+
+    `n` counts those of the documents `ids` that it found; with `countOnly` none is removed.
+    """
+    found = storage.superseded(server.store.reader(), *_names(command), command["ids"])
+    if not command.get("countOnly"):
+        server.store.forget()
+    return {"n": found}
+
+
 # --- databases, collections, indexes ---
 
 
@@ -773,6 +784,7 @@ COMMANDS: Final[dict[str, Callable[[Server, Mapping[str, Any]], Reply]]] = {
     "startSession": nothing,
     "refreshSessions": nothing,
     "endSessions": end_sessions,
+    "forgetVersions": forget_versions,
     "killSessions": nothing,
     "listDatabases": list_databases,
     "listCollections": list_collections,

@@ -57,6 +57,11 @@ CREATE TABLE IF NOT EXISTS retries (
 """
 SESSION_SECONDS: Final = 30 * 60
 SCAN_ROWS: Final = 100
+CHECKPOINT_ATTEMPTS: Final = 200
+# Of the history: all but the newest change of each document, and what a dropped collection left of its documents.
+SUPERSEDED: Final = """document_key IS NOT NULL AND (
+    position NOT IN (SELECT max(position) FROM changes GROUP BY db, collection, document_key) OR body IS NOT NULL
+)"""
 
 
 class StoreInUse(RuntimeError):
@@ -229,6 +234,32 @@ class Store:
             with self.changed:
                 self.latest, self.latest_wall = writer.position, writer.wall
                 self.changed.notify_all()
+
+    def forget(self) -> None:
+        """Remove every version but the newest from the history, and all that was ever deleted from the file itself.
+
+        A stream that has not read so far is told of each document's newest change alone, so it ends where it would have
+        ended. The file is written anew: deleted rows stay in its free pages and in its write-ahead log otherwise.
+        Raises StoreClosed, and sqlite3.Error when the disk is full or readers do not come to an end.
+        """
+        with self._turn:
+            if self._closed:
+                raise StoreClosed
+            self._connection.execute(f"DELETE FROM changes WHERE {SUPERSEDED}")  # noqa: S608 - our own condition
+            told = self._connection.execute("SELECT session, reply FROM retries").fetchall()
+            # The answer of a findAndModify holds the document.
+            holding = [(session,) for session, reply in told if decode(reply, codec_options=CODEC).get("value")]
+            self._connection.executemany("DELETE FROM retries WHERE session = ?", holding)
+            self._count, self._bytes = self._connection.execute(
+                "SELECT count(*), coalesce(sum(length(body)), 0) FROM changes"
+            ).fetchone()
+            self._connection.execute("VACUUM")
+            for _ in range(CHECKPOINT_ATTEMPTS):
+                busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if not busy:
+                    return
+                time.sleep(0.05)
+            raise sqlite3.OperationalError("the write-ahead log is being read all the time and cannot be emptied")
 
     def wait(self, position: int, timeout: float, ended: Callable[[], bool]) -> None:
         """Returns once there is a change after `position`, `ended()` holds or `timeout` seconds have passed."""
@@ -564,6 +595,16 @@ def fetch(connect: Callable[[], sqlite3.Connection], target: Collection, rows: I
         found = connect().execute("SELECT id, changed, body FROM documents WHERE id = ?", (row,)).fetchone()
         if found is not None:
             yield Version(target, *found)
+
+
+def superseded(connection: sqlite3.Connection, db: str, name: str, ids: Iterable[Any]) -> int:
+    """How many former versions of these documents the history still has."""
+    keys = {encode({"_id": id}, codec_options=CODEC) for id in ids}
+    rows = connection.execute(
+        f"SELECT document_key FROM changes WHERE db = ? AND collection = ? AND {SUPERSEDED}",  # noqa: S608
+        (db, name),
+    )
+    return sum(key in keys for (key,) in rows.fetchall())
 
 
 def history(

@@ -1,0 +1,496 @@
+"""Erasing documents for good: from the warehouse, the index, the log and the files that their engines keep.
+
+What is to go is written down first, as ids alone, so an erasure that a crash broke off is finished by whoever finds it
+(docs/guarantees.md has the order). Every step may be done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as LogMessage
+from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
+
+from corpus.documents import canonical_url
+from corpus.generations import count_closed, erase_closed
+from corpus.index import QdrantIndex, author_keys
+from corpus.warehouse import Erasure, Warehouse
+from streaming.changes import document_of_key
+from streaming.clients import LogFailed, consumer, delivery_failure, partitions_of, producer
+
+if TYPE_CHECKING:
+    from corpus.settings import Settings
+    from streaming.log import Log
+
+SCHEMA_VERSION = ("schema-version", b"1")
+ERASED = "(erased)"
+# Ids in one question to the index.
+TOGETHER = 1_000
+PATIENCE = 30.0
+COMPACTION = ("cleanup.policy", "max.compaction.lag.ms", "min.cleanable.dirty.ratio", "delete.retention.ms")
+# Few messages in memory at a time, however large they are.
+READING = {"enable.partition.eof": True, "queued.max.messages.kbytes": 16_000, "log_level": 0}
+
+
+class NothingToErase(LookupError):
+    """Nobody knows the documents, the author or the erasure; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What would go: documents by id, with title and address where the warehouse has them, and authors by id."""
+
+    documents: Mapping[str, Mapping[str, str]]
+    authors: Mapping[str, str]
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What an erasure works on. `indexes`: every generation that this process has open.
+
+    `settle`: returns when all that was acknowledged is applied, or raises NotApplied; `renew`: start the log anew if it
+    is one in memory, and say whether it was; `events`: the topic that tells downstream.
+    """
+
+    settings: Settings
+    warehouse: Warehouse
+    indexes: tuple[QdrantIndex, ...]
+    log: Log
+    events: str
+    settle: Callable[[], None]
+    renew: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One line of the receipt. `left` is None where it cannot be known from here."""
+
+    place: str
+    found: int
+    left: int | None
+    check: str
+
+
+def choose(warehouse: Warehouse, index: QdrantIndex, ids: Sequence[str], author: str | None) -> Chosen:
+    """The documents of these ids and of this author (a name or an id); one that is deleted already may be named too."""
+    wanted = set(ids)
+    bylines = list(warehouse.bylines())
+    authors: dict[str, str] = {}
+    if author is not None:
+        known = [*bylines, *(("", id, name) for id, name in warehouse.authors().items())]
+        authors = {id: name for _, id, name in known if {author, _plain(author)} & set(author_keys(name, id))}
+        wanted |= {document for document, id, _ in bylines if id in authors}
+    stamps = {stamp.id: {"title": stamp.title, "url": stamp.url} for stamp in warehouse.stamps(sorted(wanted))}
+    authors |= {id: name for document, id, name in bylines if document in wanted}
+    gone = sorted(wanted - set(stamps))
+    recorded = {id for part in _parts(gone) for id in index.records(part)}
+    recorded |= (
+        {id for erasure in warehouse.erasures({}) for id in erasure.document_ids if id in gone} if gone else set()
+    )
+    documents = {**stamps, **{id: {} for id in gone if id in recorded}}
+    return Chosen(documents, authors, tuple(id for id in ids if id not in documents))
+
+
+def begin(warehouse: Warehouse, id: str, chosen: Chosen, now: datetime) -> Erasure:
+    """Write down that these documents must go. From here on a crash is made up for."""
+    # A document that claims to be of the future is meant as well.
+    read = (stamp.crawled_at for stamp in warehouse.stamps(chosen.documents))
+    erasure = Erasure(
+        id=id,
+        document_ids=tuple(sorted(chosen.documents)),
+        author_ids=tuple(sorted(chosen.authors)),
+        erased_at=max([now, *read]),
+    )
+    warehouse.record_erasure(erasure)
+    return erasure
+
+
+def finish(reach: Reach, erasure: Erasure, went_on: Callable[[str], None] = lambda step: None) -> dict[str, Any]:
+    """Do all that an open erasure asks for, look at every place anew, and give the receipt.
+
+    `went_on` is called after each step with its name. Raises NotApplied, LogFailed, WarehouseUnavailable or
+    IndexUnavailable; the erasure stays open then. One that left something is gone on with by command only.
+    """
+    if erasure.state != "done":
+        erasure = _carry_out(reach, erasure, went_on)
+    kinds = _kinds(reach.warehouse, erasure)
+    places = [
+        *_warehouse_places(reach, erasure, kinds),
+        *_index_places(reach, erasure, kinds),
+        *_log_places(reach, erasure, kinds),
+        *_file_places(reach, erasure, kinds),
+    ]
+    left = sum(place.left or 0 for place in places)
+    reach.warehouse.record_erasure(msgspec.structs.replace(erasure, state="left" if left else "done"))
+    return {
+        "erasure_id": erasure.id,
+        "erased_at": erasure.erased_at.isoformat(),
+        "checked_at": datetime.now(UTC).isoformat(),
+        "documents": list(erasure.document_ids),
+        "authors": list(erasure.author_ids),
+        "ingested_again": kinds.again,
+        "places": [msgspec.to_builtins(each) for each in places],
+        "stale": reach.warehouse.built_from(erasure.document_ids),
+        "left": left,
+    }
+
+
+def _carry_out(reach: Reach, erasure: Erasure, went_on: Callable[[str], None]) -> Erasure:
+    ids = erasure.document_ids
+
+    def noted(found: Mapping[str, int], **known: bool) -> Erasure:
+        most = erasure.found | {name: max(number, erasure.found.get(name, 0)) for name, number in found.items()}
+        now = msgspec.structs.replace(erasure, found=most, **known)
+        reach.warehouse.record_erasure(now)
+        return now
+
+    erasure = noted(_unname(reach, erasure))
+    went_on("names")
+    reach.warehouse.delete(_kinds(reach.warehouse, erasure).former)
+    went_on("documents")
+    erasure = noted({"authors": reach.warehouse.delete_authors(erasure.author_ids)})
+    went_on("authors")
+    reach.settle()
+    went_on("applied")
+    # Each of them, also behind one that is a server's.
+    rewritten = not [index for index in reach.indexes if not index.compact()]
+    went_on("index")
+    closed = erase_closed(reach.settings, _opened(reach), ids)
+    erasure = noted({"generations": closed}, rewritten=rewritten)
+    went_on("generations")
+    erasure = noted(_bury(reach, erasure))
+    went_on("tombstones")
+    erasure = noted({"history": reach.warehouse.former_versions(ids, forget=True) or 0})
+    went_on("history")
+    renewed = reach.renew()
+    if renewed:
+        reach.settle()
+    went_on("log")
+    tell(reach.log.bootstrap, reach.events, [erasure])
+    went_on("events")
+    erasure = noted({"logs": _empty(reach.settings.log_directory)}, renewed=renewed)
+    went_on("files")
+    return erasure
+
+
+def _opened(reach: Reach) -> set[str]:
+    return {index.generation for index in reach.indexes}
+
+
+def tell(bootstrap: str, topic: str, erasures: Iterable[Erasure]) -> None:
+    """Tell downstream which documents were erased for good. Raises LogFailed."""
+    _produce(
+        bootstrap,
+        (
+            (
+                topic,
+                id.encode(),
+                msgspec.json.encode(
+                    {"document_id": id, "erasure_id": erasure.id, "erased_at": erasure.erased_at.isoformat()}
+                ),
+            )
+            for erasure in erasures
+            for id in erasure.document_ids
+        ),
+    )
+
+
+# The warehouse
+
+
+@dataclass(frozen=True, slots=True)
+class _Kinds:
+    """Documents of an erasure by what the warehouse has of them: `former` are there still, `again` were read after the
+    erasure was asked for and are new documents of the same address, `gone` are there no more."""
+
+    former: list[str]
+    again: list[str]
+    gone: list[str]
+
+
+def _kinds(warehouse: Warehouse, erasure: Erasure) -> _Kinds:
+    read = {stamp.id: stamp.crawled_at for stamp in warehouse.stamps(erasure.document_ids)}
+    return _Kinds(
+        former=sorted(id for id, moment in read.items() if moment <= erasure.erased_at),
+        again=sorted(id for id, moment in read.items() if moment > erasure.erased_at),
+        gone=[id for id in erasure.document_ids if id not in read],
+    )
+
+
+def _unname(reach: Reach, erasure: Erasure) -> dict[str, int]:
+    """Take documents and authors out of the records of crawls, which know them by address and name alone; what is there
+    of the documents is counted, as long as it is."""
+    former = _kinds(reach.warehouse, erasure).former
+    authored = {author for document, author, _ in reach.warehouse.bylines() if document not in set(former)}
+    leaving = set(erasure.author_ids) - authored
+    names = {_plain(name) for id, name in reach.warehouse.authors().items() if id in leaving}
+    addresses = reach.warehouse.addresses(former)
+
+    def naming() -> list[dict[str, Any]]:
+        """The records as they should be, of those that are not."""
+        pairs = ((crawl, without_names(crawl, addresses, names)) for crawl in reach.warehouse.crawls())
+        return [unnamed for crawl, unnamed in pairs if unnamed != crawl]
+
+    crawls = naming()
+    for crawl in crawls:
+        reach.warehouse.record_crawl(crawl)
+    return {
+        "documents": len(former),
+        "crawls": len(crawls),
+        "crawls_left": len(naming()),
+        "chunks": _chunks(reach, former),
+        "texts": _texts(reach, former),
+    }
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().split())
+
+
+def without_names(crawl: Mapping[str, Any], addresses: Collection[str], authors: Collection[str]) -> dict[str, Any]:
+    """A crawl's record without these addresses, in whatever form it was given them, and without these plain names."""
+    places = {*addresses, *(unquote(urlsplit(each).path) for each in addresses if each.startswith("file:"))}
+
+    def named(text: str) -> bool:
+        return text in places or any(place in text or place.endswith(f"/{text}") for place in places) or _is_at(text)
+
+    def _is_at(text: str) -> bool:
+        try:
+            return "://" in text and canonical_url(text) in places
+        except ValueError:
+            return False
+
+    def without(value: Any) -> Any:
+        if isinstance(value, str):
+            return ERASED if value and named(value) else value
+        if isinstance(value, Mapping):
+            return {key: without(each) for key, each in value.items()}
+        return [without(each) for each in value] if isinstance(value, list) else value
+
+    author = crawl.get("author")
+    gone = isinstance(author, str) and _plain(author) in authors
+    kept = {name: without(value) if name in ("sources", "failed") else value for name, value in crawl.items()}
+    return {**kept, "author": ERASED} if gone else kept
+
+
+# The log
+
+
+@dataclass
+class _Topic:
+    """What a topic has of the documents: how many values, and by key whose value no tombstone follows."""
+
+    values: int = 0
+    open: set[bytes] = field(default_factory=set)
+
+
+def _topics(log: Log) -> dict[str, tuple[str, Callable[[LogMessage], str | None]]]:
+    """The topics that hold what was in documents, and how the document of a message is told."""
+    return {
+        "changes": (log.changes, _changed),
+        "feature_documents": (log.documents, _keyed),
+        "feature_chunks": (log.chunks, _keyed),
+        "dead_letters": (log.dead_letters, _letter_of),
+    }
+
+
+def _changed(message: LogMessage) -> str | None:
+    try:
+        return document_of_key(_bytes(message.key()))
+    except Exception:  # a stranger's key may be anything, and its parsers' errors have no common class
+        return None
+
+
+def _keyed(message: LogMessage) -> str | None:
+    return (_bytes(message.key()) or b"").decode("utf-8", "replace")
+
+
+def _letter_of(message: LogMessage) -> str | None:
+    """The document of a dead letter, whose key may be the place of its message instead."""
+    try:
+        return str(msgspec.json.decode(_bytes(message.value()) or b"")["document_id"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return _keyed(message)
+
+
+def _bytes(value: str | bytes | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value
+
+
+def read_of(bootstrap: str, topic: str, owner: Callable[[LogMessage], str | None], ids: Collection[str]) -> _Topic:
+    """What a topic has of these documents, read from its beginning to its end. Raises LogFailed."""
+    found = _Topic()
+    reader = consumer(bootstrap, "twin-erase", **READING)
+    try:
+        partitions = partitions_of(reader, topic)
+        reader.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+        ended: set[int] = set()
+        while len(ended) < len(partitions):
+            message = reader.poll(PATIENCE)
+            if message is None:
+                raise LogFailed(f"topic {topic} does not come to its end")
+            error = message.error()
+            if error is not None:
+                if error.code() != KafkaError._PARTITION_EOF:
+                    raise LogFailed(f"topic {topic} cannot be read: {error.str()}")
+                ended.add(message.partition() or 0)
+                continue
+            key = _bytes(message.key()) or b""
+            found.open.discard(key)
+            if message.value() is not None and owner(message) in ids:
+                found.values += 1
+                found.open.add(key)
+    except KafkaException as error:
+        raise LogFailed(f"topic {topic} cannot be read: {error.args[0].str()}") from error
+    finally:
+        reader.close()
+    return found
+
+
+def _bury(reach: Reach, erasure: Erasure) -> dict[str, int]:
+    """Write tombstones for dead letters of the documents, and for changes that a repair sent after the deletion."""
+    gone = set(_kinds(reach.warehouse, erasure).gone)
+    found: dict[str, int] = {}
+    for name, (topic, owner) in _topics(reach.log).items():
+        read = read_of(reach.log.bootstrap, topic, owner, gone)
+        found[name] = read.values
+        if name in ("changes", "dead_letters"):
+            # What has no key is in no compacted topic.
+            _produce(reach.log.bootstrap, ((topic, key, None) for key in read.open if key))
+    return found
+
+
+def _produce(bootstrap: str, messages: Iterable[tuple[str, bytes, bytes | None]]) -> None:
+    failed: list[str] = []
+
+    def delivered(error: KafkaError | None, message: LogMessage) -> None:
+        reason = delivery_failure(error, message)
+        if reason is not None:
+            failed.append(reason)
+
+    outlet = producer(bootstrap)
+    for number, (topic, key, value) in enumerate(messages, 1):
+        outlet.produce(topic, value, key, headers=[SCHEMA_VERSION], on_delivery=delivered)
+        outlet.poll(0)
+        if number % TOGETHER == 0:
+            outlet.flush()
+    outlet.flush()
+    if failed:
+        raise LogFailed(f"the log did not take {len(failed)} messages: {failed[0]}")
+
+
+# Files
+
+
+def _empty(directory: Path) -> int:
+    """Empty the logs of the parts, which may print what they cannot read; how many were not empty."""
+    files = [path for path in directory.glob("*") if path.is_file() and path.stat().st_size]
+    for path in files:
+        # Each is appended to by its part, wherever its end is.
+        with path.open("r+b") as file:
+            file.truncate(0)
+    return len(files)
+
+
+def _naming(directory: Path, ids: Collection[str]) -> int:
+    """How many files name one of the documents."""
+    wanted = [id.encode() for id in ids]
+    contents = (path.read_bytes() for path in directory.glob("*") if path.is_file())
+    return sum(any(id in content for id in wanted) for content in contents)
+
+
+# The last look
+
+
+def _warehouse_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Place]:
+    found = erasure.found
+    yield Place(
+        "warehouse: documents", found["documents"], len(kinds.former), "counted by id, but those ingested again since"
+    )
+    authored = {author for _, author, _ in reach.warehouse.bylines()}
+    idle = set(erasure.author_ids) & set(reach.warehouse.authors()) - authored
+    yield Place("warehouse: authors", found["authors"], len(idle), "those who have no document left, counted by id")
+    check = "sources, failures and author compared with the documents, before these were deleted"
+    yield Place("warehouse: crawls", found["crawls"], found["crawls_left"], check)
+    versions = reach.warehouse.former_versions(kinds.gone)
+    check = (
+        "former versions counted by id; the file was written anew and its write-ahead log emptied"
+        if versions is not None
+        else "not checked: MongoDB's oplog keeps deleted documents for its own retention (`rs.printReplicationInfo()`)"
+    )
+    yield Place("warehouse: history", found["history"], versions, check)
+
+
+def _index_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Place]:
+    found = erasure.found
+    closed = count_closed(reach.settings, _opened(reach), erasure.document_ids)
+    files = (
+        "the collections were written anew"
+        if erasure.rewritten
+        else "the server takes them out of its files by itself (its optimizer vacuums)"
+    )
+    yield Place("index: chunks", found["chunks"], _chunks(reach, kinds.gone), f"counted by document; {files}")
+    yield Place("index: texts", found["texts"], _texts(reach, kinds.gone), f"records, but no tombstones; {files}")
+    yield Place(
+        "index: closed generations",
+        found["generations"],
+        closed,
+        f"chunks and records counted by document in every generation that is not in use; {files}",
+    )
+
+
+def _chunks(reach: Reach, ids: Sequence[str]) -> int:
+    return sum(1 for index in reach.indexes for part in _parts(ids) for _ in index.chunk_points(part))
+
+
+def _texts(reach: Reach, ids: Sequence[str]) -> int:
+    records = (record for index in reach.indexes for part in _parts(ids) for record in index.records(part).values())
+    return sum(not record.deleted for record in records)
+
+
+def _log_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Place]:
+    for name, (topic, owner) in _topics(reach.log).items():
+        read = read_of(reach.log.bootstrap, topic, owner, set(kinds.gone))
+        left, check = len(read.open), "read from the beginning, values that no tombstone follows counted by document"
+        if erasure.renewed:
+            check += "; the log was started anew and holds nothing of before"
+        else:
+            settings = _settings_of(reach.log.bootstrap, topic)
+            told = ", ".join(f"{name}={value}" for name, value in settings.items())
+            check += f"; the broker removes what a tombstone follows by compaction ({told})"
+            if "compact" not in settings.get("cleanup.policy", "compact"):
+                left, check = (
+                    read.values,
+                    f"read from the beginning: it is not compacted, so nothing ends them ({told})",
+                )
+        yield Place(f"log: {topic}", erasure.found[name], left, check)
+
+
+def _file_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Place]:
+    logs, capture = reach.settings.log_directory, reach.settings.home / "capture"
+    yield Place("files: logs", erasure.found["logs"], _naming(logs, kinds.gone), "emptied, then read for the ids")
+    yield Place("files: capture", 0, _naming(capture, kinds.gone), "read for the ids")
+
+
+def _settings_of(bootstrap: str, topic: str) -> dict[str, str]:
+    """The settings by which a broker compacts a topic, as far as it tells them. Raises LogFailed."""
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 3})
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    try:
+        told = admin.describe_configs([resource], request_timeout=10)[resource].result()
+    except KafkaException as error:
+        raise LogFailed(f"the settings of topic {topic} cannot be read: {error.args[0].str()}") from error
+    return {name: str(told[name].value) for name in COMPACTION if name in told}
+
+
+def _parts(ids: Sequence[str]) -> Iterator[list[str]]:
+    return ([id for _, id in part] for _, part in groupby(enumerate(ids), lambda each: each[0] // TOGETHER))
