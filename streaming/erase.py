@@ -19,8 +19,8 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicP
 from confluent_kafka import Message as LogMessage
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
 
+from corpus.closed_generations import count_closed, erase_closed
 from corpus.documents import canonical_url
-from corpus.generations import count_closed, erase_closed
 from corpus.index import QdrantIndex, author_keys
 from corpus.warehouse import Erasure, Warehouse
 from streaming.changes import document_of_key

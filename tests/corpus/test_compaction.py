@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from corpus.generations import count_closed, erase_closed
+from corpus.closed_generations import count_closed, erase_closed
 from corpus.index import CHUNK_FIELDS, LEDGER_FIELDS, ledger_point
 from corpus.points import EdgePoints, IndexUnavailable, Point, Sparse, Where
 from corpus.settings import Settings

@@ -73,6 +73,7 @@ def test_the_table_of_metrics_is_what_the_app_exposes() -> None:
     progress, registry = Progress(), CollectorRegistry()
     progress.reads({0: 0})
     progress.searchable(datetime.now(UTC))
+    progress.tells_letters(lambda: {"decode": 1})
     probe = Probe(Log("", "", "", "", "", "", lambda: ""))
     probe._looked = probe._moved = 1.0
     report = Report(1, 2, 0, 0, 0, 0, 0, 0, 0, None, "g", (), 0.1, datetime.now(UTC))
