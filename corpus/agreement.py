@@ -38,6 +38,14 @@ def state(stamp: Stamp, record: Record | None) -> State:
     return "indexed" if same and record.crawled_at == stamp.crawled_at else "captured"
 
 
+def is_of_a_document(record: Record) -> bool:
+    """Whether a record was ever of a document; else a message was refused that told of none, and only named one.
+
+    What is noted of such a message goes with its dead letter, when a person discards it or the document comes.
+    """
+    return record.version is not None or (record.failure is not None and record.failure.source_hash is not None)
+
+
 def compare(stamps: Iterable[Stamp], records: Iterable[Record]) -> Disagreement:
     """Compare every document of the warehouse with the ledger's live records."""
     ledger = {record.document_id: record for record in records}
@@ -49,4 +57,5 @@ def compare(stamps: Iterable[Stamp], records: Iterable[Record]) -> Disagreement:
             behind.append(stamp.id)
         elif found == "failed" and record is not None and record.failure is not None:
             failed.append((stamp.id, f"{record.failure.step}: {record.failure.reason}"))
-    return Disagreement(tuple(behind), tuple(ledger), tuple(failed))
+    leftover = (id for id, record in ledger.items() if is_of_a_document(record))
+    return Disagreement(tuple(behind), tuple(leftover), tuple(failed))

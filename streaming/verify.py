@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 import numpy as np
 
-from corpus.agreement import state
+from corpus.agreement import is_of_a_document, state
 from corpus.documents import ORDER_BITS, Document, from_record
 from corpus.index import QdrantIndex, Record, chunk_payload, ledger_point, record_of
 from streaming.indexing import Refusal, derive
@@ -289,7 +289,8 @@ def compare(
             stamped[stamp.id] = stamp
         elif stamp.id in suspects:
             stamped[stamp.id] = stamp
-    found += [Fault("orphaned", "the warehouse does not have this document", id) for id in unindexed]
+    leftover = [id for id, record in unindexed.items() if is_of_a_document(record)]
+    found += [Fault("orphaned", "the warehouse does not have this document", id) for id in leftover]
     return [replace(fault, seen_as=ledger.seen_as(fault, stamped)) for fault in found]
 
 

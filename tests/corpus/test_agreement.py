@@ -44,9 +44,11 @@ def test_every_difference_is_named_once() -> None:
         RECORD,
         replace(RECORD, document_id="c", failure=Failure(7, "split", "it is odd", "h3")),
         replace(RECORD, document_id="gone"),
+        Record(document_id="refused", seen=3, failure=Failure(3, "validate", "no title", "h4")),
+        Record(document_id="nonsense", seen=3, failure=Failure(3, "decode", "it is no change", None)),
     ]
 
     found = compare(stamps, records)
 
-    assert (found.behind, found.leftover, found.failed) == (("b",), ("gone",), (("c", "split: it is odd"),))
+    assert (found.behind, found.leftover, found.failed) == (("b",), ("gone", "refused"), (("c", "split: it is odd"),))
     assert compare([STAMP], [RECORD]) == replace(found, behind=(), leftover=(), failed=())
