@@ -14,15 +14,24 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
 from corpus.documents import Chunk
-from corpus.files import replace_file
-from corpus.points import EdgePoints, IndexUnavailable, Point, Points, ServerPoints, Sparse, Stored, Where
-from corpus.settings import Settings, without_password
+from corpus.generations import (
+    Alias,
+    Aliases,
+    Generation,
+    GenerationMismatch,
+    ServerAliases,
+    aliases_of,
+    local_directory,
+    reached,
+    server_client,
+)
+from corpus.points import EdgePoints, Point, Points, ServerPoints, Sparse, Stored, Where
+from corpus.settings import Settings
 
 CHUNK_FIELDS = {
     "document_id": "Keyword",
@@ -38,10 +47,6 @@ INDEXED, WITHOUT_VERSION, DELETED = "indexed", "without-version", "deleted"
 # Of the scores' standard deviations, found on four query sets kept apart (docs/decisions.md).
 DENSE_WEIGHT, SPARSE_WEIGHT = 0.4, 0.6
 CANDIDATES = 60
-
-
-class GenerationMismatch(RuntimeError):
-    """The index was built with another embedding model or recipe than the settings ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +256,12 @@ class QdrantIndex:
         own = Where(at_least={"version": version}, at_most={"version": version}, ids=record.chunk_ids)
         return self._chunks.count(own) == len(record.places)
 
+    def nearest(self, vector: Sequence[float], limit: int, *, exact: bool = False) -> list[tuple[str, str]]:
+        """Chunk and document of the points nearest to a vector, best first: by meaning alone, and with `exact` without
+        the approximation that large collections are searched with."""
+        found = self._chunks.nearest([float(value) for value in vector], Where(), limit, exact=exact)
+        return [(point.id, str(point.payload["document_id"])) for point in found]
+
     # Writing
 
     def replace(
@@ -395,99 +406,56 @@ def ledger_point(document_id: str) -> str:
 
 
 def open_index(settings: Settings, generation: str, dimensions: int) -> QdrantIndex:
-    """The index of these settings, made if there is none.
+    """The live generation of the index of these settings, made if there is none.
 
     Raises GenerationMismatch if it was built with another model or recipe, IndexUnavailable if it cannot be reached.
     """
-    return (
-        _open_server(settings, generation, dimensions)
-        if settings.qdrant_url
-        else _open_edge(settings, generation, dimensions)
-    )
+    live = _claimed(aliases_of(settings), generation, dimensions)
+    return open_generation(settings, live)
 
 
-class _Current(msgspec.Struct):
-    """Which generation queries go to: the alias of the local index, replaced atomically."""
-
-    id: str
-    generation: str
-
-
-def _open_edge(settings: Settings, generation: str, dimensions: int) -> QdrantIndex:
-    directory = settings.home / "index"
-    alias = directory / "current.json"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        current = _current(alias)
-        if current is None:
-            current = _Current(str(uuid.uuid4()), generation)
-            replace_file(alias, msgspec.json.encode(current))
-    except OSError as error:
-        raise IndexUnavailable(f"the index in {directory} cannot be opened: {error}") from error
-    _check_generation(current.generation, generation, f"remove {directory} and it is built anew")
-    place = directory / current.generation
+def open_generation(settings: Settings, generation: Generation) -> QdrantIndex:
+    """This generation of the index of these settings, made if it is not there. Raises IndexUnavailable."""
+    if settings.qdrant_url is not None:
+        with reached(settings.qdrant_url):
+            return server_generation(server_client(settings), settings.topic_prefix, generation)
+    place = local_directory(settings) / generation.name
     return QdrantIndex(
-        current.id,
-        generation,
-        EdgePoints(place / "chunks", dimensions, CHUNK_FIELDS),
+        generation.id,
+        generation.name,
+        EdgePoints(place / "chunks", generation.dimensions, CHUNK_FIELDS),
         EdgePoints(place / "documents", None, LEDGER_FIELDS),
     )
 
 
-def _current(alias: Path) -> _Current | None:
-    """What the alias says; None without one, or where a power failure left a torn one: then the log is read anew."""
-    try:
-        return msgspec.json.decode(alias.read_bytes(), type=_Current)
-    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
+def server_index(client: Any, prefix: str, generation: str, dimensions: int) -> QdrantIndex:
+    """As `open_index`, with a client of a Qdrant server; collections and aliases are named by the prefix."""
+    aliases = ServerAliases(client, prefix)
+    index = server_generation(client, prefix, _claimed(aliases, generation, dimensions))
+    _claimed(aliases, generation, dimensions)
+    return index
 
 
-def _open_server(settings: Settings, generation: str, dimensions: int) -> QdrantIndex:
-    from qdrant_client import QdrantClient
-
-    address = settings.qdrant_url or ""
-    client = QdrantClient(url=address, api_key=settings.qdrant_api_key, timeout=30, check_compatibility=False)
-    try:
-        return server_index(client, settings.topic_prefix, generation, dimensions)
-    except GenerationMismatch:
-        raise
-    except Exception as error:  # the client raises transport errors of several libraries
-        raise IndexUnavailable(
-            f"Qdrant at {without_password(address)} cannot be used ({type(error).__name__}): check TWIN_QDRANT_URL"
-        ) from error
-
-
-def server_index(client: Any, name: str, generation: str, dimensions: int) -> QdrantIndex:
-    """The index `name` of a Qdrant server: an alias for each collection says which generation is current."""
-    from qdrant_client import models
-
-    aliases = {alias.alias_name: alias.collection_name for alias in client.get_aliases().aliases}
-    collections = {part: f"{name}-{part}-{generation}" for part in ("chunks", "documents")}
-    current = aliases.get(f"{name}-chunks")
-    if current is not None:
-        _check_generation(current.removeprefix(f"{name}-chunks-"), generation, "set TWIN_EMBEDDING_MODEL back")
-    chunks = ServerPoints(client, collections["chunks"], dimensions, CHUNK_FIELDS)
-    ledger = ServerPoints(client, collections["documents"], None, LEDGER_FIELDS)
+def server_generation(client: Any, prefix: str, generation: Generation) -> QdrantIndex:
+    """This generation of the index on a Qdrant server, made if it is not there."""
+    chunks = ServerPoints(client, f"{prefix}-chunks-{generation.name}", generation.dimensions, CHUNK_FIELDS)
+    ledger = ServerPoints(client, f"{prefix}-documents-{generation.name}", None, LEDGER_FIELDS)
+    # Kept with the ledger: collections that were removed by hand and made anew are another index.
     identity = str(uuid.uuid5(uuid.NAMESPACE_OID, "index"))
-    ledger.upsert([Point(identity, {"id": str(uuid.uuid4()), "made": 0})], only_over=Where(at_most={"made": -1}))
+    own = {"id": generation.id or str(uuid.uuid4()), "made": 0}
+    ledger.upsert([Point(identity, own)], only_over=Where(at_most={"made": -1}))
     id = str(ledger.retrieve([identity])[0].payload["id"])
-    client.update_collection_aliases(
-        [
-            models.CreateAliasOperation(
-                create_alias=models.CreateAlias(collection_name=collection, alias_name=f"{name}-{part}")
-            )
-            for part, collection in collections.items()
-            if f"{name}-{part}" not in aliases
-        ]
-    )
-    return QdrantIndex(id, generation, chunks, ledger)
+    return QdrantIndex(id, generation.name, chunks, ledger)
 
 
-def _check_generation(current: str, wanted: str, remedy: str) -> None:
-    if current != wanted:
+def _claimed(aliases: Aliases, name: str, dimensions: int) -> Generation:
+    first = Generation(id=str(uuid.uuid4()), name=name, dimensions=dimensions)
+    live = aliases.claim(Alias(live=first)).live
+    if live.name != name:
         raise GenerationMismatch(
-            f"the index was built as {current}, the settings ask for {wanted} (another model or recipe): {remedy}"
+            f"the index was built as {live.name}, the settings ask for {name} (another model or recipe)"
         )
+    return msgspec.structs.replace(live, dimensions=dimensions)
 
 
 def record_of(stored: Stored) -> Record:

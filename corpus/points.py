@@ -81,8 +81,11 @@ class Points(Protocol):
 
     def scroll(self, where: Where, without: Sequence[str] = ()) -> Iterator[Stored]: ...
 
-    def nearest(self, vector: list[float] | Sparse, where: Where, limit: int) -> list[Stored]:
-        """The points nearest to a dense vector (cosine), or with the highest weights for a sparse one."""
+    def nearest(self, vector: list[float] | Sparse, where: Where, limit: int, *, exact: bool = False) -> list[Stored]:
+        """The points nearest to a dense vector (cosine), or with the highest weights for a sparse one.
+
+        With `exact` every point is compared; without, a large collection is searched by its graph.
+        """
         ...
 
     def count(self, where: Where) -> int: ...
@@ -185,7 +188,7 @@ class EdgePoints:
             if offset is None:
                 return
 
-    def nearest(self, vector: list[float] | Sparse, where: Where, limit: int) -> list[Stored]:
+    def nearest(self, vector: list[float] | Sparse, where: Where, limit: int, *, exact: bool = False) -> list[Stored]:
         names = self._names
         query = (
             names.Query.Nearest(names.SparseVector(vector.indices, vector.values), using=SPARSE)
@@ -193,7 +196,11 @@ class EdgePoints:
             else names.Query.Nearest(vector, using=DENSE)
         )
         request = names.QueryRequest(
-            limit=limit, query=query, filter=_filter(names, where), with_payload=["document_id"]
+            limit=limit,
+            query=query,
+            filter=_filter(names, where),
+            with_payload=["document_id"],
+            params=names.SearchParams(exact=True) if exact else None,
         )
         with self._using.shared():
             return [_stored(point, point.score) for point in self._shard.query(request)]
@@ -319,7 +326,7 @@ class ServerPoints:
             if offset is None:
                 return
 
-    def nearest(self, vector: list[float] | Sparse, where: Where, limit: int) -> list[Stored]:
+    def nearest(self, vector: list[float] | Sparse, where: Where, limit: int, *, exact: bool = False) -> list[Stored]:
         sparse = isinstance(vector, Sparse)
         query = (
             self._names.SparseVector(indices=vector.indices, values=vector.values)
@@ -333,6 +340,7 @@ class ServerPoints:
             query_filter=_filter(self._names, where),
             limit=limit,
             with_payload=["document_id"],
+            search_params=self._names.SearchParams(exact=True) if exact else None,
         )
         return [_stored(point, point.score) for point in answer.points]
 

@@ -66,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reconcile_interval: Annotated[float, msgspec.Meta(gt=0)] = 30.0
     verify_interval: Annotated[float, msgspec.Meta(gt=0)] = 3600.0
     tombstone_retention: Annotated[float, msgspec.Meta(ge=0)] = 7 * 86_400.0
+    generation_retention: Annotated[float, msgspec.Meta(ge=0)] = 7 * 86_400.0
     # What 95 % of changes are to stay below, from the source's commit to searchable.
     freshness_objective: Annotated[float, msgspec.Meta(gt=0)] = 2.0
     # Where a trace of each change is sent: a collector that speaks OTLP over HTTP.

@@ -16,19 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from corpus.agreement import Disagreement
 from corpus.documents import ORDER_BITS
-from corpus.index import QdrantIndex, open_index
+from corpus.index import QdrantIndex
 from corpus.settings import Settings, running_addresses
 from embedded.home import renew_log
 from streaming import erase
-from streaming.clients import LogFailed, consumer_group
+from streaming.clients import LogFailed
 from streaming.dataflow import feature_dataflow
-from streaming.freshness import Delays
 from streaming.lag import LOOK_SECONDS, STILL_SECONDS, Probe
 from streaming.log import Log
 from streaming.progress import Progress
 from streaming.reconcile import Repaired, disagreement, reenter
-from streaming.runner import DataflowRunner
-from streaming.tracing import Traces, open_traces
+from streaming.tracing import Traces
 from streaming.verify import NotApplied, Report, Verification, described, summary
 from streaming.waiting import TimedOut, Wait
 
@@ -37,12 +35,14 @@ if TYPE_CHECKING:
 
     from corpus.embedding import Embedder
     from corpus.warehouse import Erasure, Warehouse
+    from embedded.reindexing import Generations
     from serving.parts import Reconciled, Status
 
 logger = logging.getLogger(__name__)
 CONNECTOR_INTERVAL = 5.0
 WAREHOUSE_INTERVAL = 1.0
 TOMBSTONE_INTERVAL = 3600.0
+GENERATIONS_INTERVAL = 1.0
 # For changes under way to be applied, before a verification looks again.
 SETTLE_SECONDS = 30.0
 # For the whole warehouse to be read again into a log that was started anew.
@@ -56,8 +56,10 @@ LAST_LOOK = 1.0
 class Stream:
     """The dataflow of these settings and what it needs: for the app of one machine and for `twin stream`.
 
-    `warehouse_id`: the identity of the warehouse whose changes count, once it was asked; `verified`: the report of the
-    last verification of everything.
+    `publishes`: downstream is told, as it is by the live generation's alone; `term`: which time it is live; `frozen`:
+    why the index takes deletions only; `others`: the streams of the generations beside this one; `warehouse_id`: the
+    identity of the warehouse whose changes count, once it was asked; `verified`: the report of the last verification of
+    everything.
     """
 
     settings: Settings
@@ -65,10 +67,13 @@ class Stream:
     index: QdrantIndex
     embedder: Embedder
     progress: Progress
+    publishes: bool = True
+    term: str = ""
+    frozen: str | None = None
+    others: Callable[[], Sequence[Stream]] = tuple
     warehouse_id: str = ""
     verified: Report | None = None
     _verifying: threading.Lock = field(default_factory=threading.Lock)
-    probe: Probe | None = None
     traces: Traces | None = None
     _erasing: threading.Lock = field(default_factory=threading.Lock)
     _told: str = ""
@@ -87,6 +92,8 @@ class Stream:
             epoch=self.epoch,
             # A local index belongs to one process, and so does the log of a home.
             shared=self.settings.qdrant_url is not None and not self.epoch(),
+            publishes=self.publishes,
+            term=self.term,
         )
 
     def epoch(self) -> str:
@@ -95,9 +102,16 @@ class Stream:
 
     def dataflow(self, stop: threading.Event, stack: ExitStack) -> Dataflow:
         self.recognise()
-        here = self.log()
         return feature_dataflow(
-            here, lambda: self.warehouse_id, self.index, self.embedder, self.progress, stop, stack, self.traces
+            self.log(),
+            lambda: self.warehouse_id,
+            self.index,
+            self.embedder,
+            self.progress,
+            stop,
+            stack,
+            self.traces,
+            frozen=self.frozen is not None,
         )
 
     def recognise(self) -> None:
@@ -105,7 +119,7 @@ class Stream:
         found = self.warehouse.identity()
         if self.warehouse_id not in ("", found):
             logger.warning("the warehouse was dropped or replaced: its documents are followed anew")
-            if self.settings.connect_url is not None:
+            if self.settings.connect_url is not None and self.publishes:
                 self._register_anew(self.settings.connect_url, found)
         self.warehouse_id = found
 
@@ -119,20 +133,25 @@ class Stream:
     def reconcile(self) -> Reconciled:
         """Send what capture missed into the dataflow again."""
         self.recognise()
-        difference = disagreement(self.warehouse, self.index)
-        if not difference.behind and not difference.leftover:
+        missed = self.missed()
+        if not missed:
             return {"upserts": 0, "deletes": 0}
-        repaired = self._send((*difference.behind, *difference.leftover), repair=False)
+        repaired = self.send(missed)
         logger.warning("reconcile sent %d upserts and %d deletes again", repaired.upserts, repaired.deletes)
         self.progress.count(reconciled=repaired.upserts + repaired.deletes)
         return {"upserts": repaired.upserts, "deletes": repaired.deletes}
+
+    def missed(self) -> tuple[str, ...]:
+        """Documents in which the index differs from the warehouse and would follow it; some are on their way."""
+        difference = disagreement(self.warehouse, self.index)
+        return difference.leftover if self.frozen else (*difference.behind, *difference.leftover)
 
     def verify(self, repair: bool = False, since: datetime | None = None, sample: int | None = None) -> Report:
         """Compare everything in the index with the warehouse; one verification at a time."""
         with self._verifying:
             self.recognise()
             verification = Verification(
-                self.warehouse, self.index, self.embedder, self._settle, partial(self._send, repair=True)
+                self.warehouse, self.index, self.embedder, self.settle, partial(self.send, repair=True)
             )
             report = verification.run(repair=repair, since=since, sample=sample)
             if since is None and sample is None:
@@ -189,10 +208,10 @@ class Stream:
         reach = erase.Reach(
             settings=self.settings,
             warehouse=self.warehouse,
-            indexes=(self.index,),
+            indexes=tuple(stream.index for stream in (self, *self.others())),
             log=self.log(),
             events=self._erasures_topic(),
-            settle=partial(self._settle, ERASE_SETTLE_SECONDS),
+            settle=self._settle_all,
             renew=self._renew_log,
         )
         try:
@@ -203,6 +222,11 @@ class Stream:
             return receipt
         except (NotApplied, LogFailed) as error:
             raise ConnectionError(f"erasure {erasure.id} is not finished and goes on by itself: {error}") from error
+
+    def _settle_all(self) -> None:
+        """Return when all that was acknowledged is applied to each generation. Raises NotApplied."""
+        for stream in (self, *self.others()):
+            stream.settle(ERASE_SETTLE_SECONDS)
 
     def _erasures_topic(self) -> str:
         from ingestion.topics import topics
@@ -227,11 +251,12 @@ class Stream:
         oldest = self.warehouse.now() - (int(self.settings.tombstone_retention * 1000) << ORDER_BITS)
         self.progress.count(tombstones_removed=self.index.forget_tombstones(oldest))
 
-    def _send(self, ids: Iterable[str], *, repair: bool) -> Repaired:
+    def send(self, ids: Iterable[str], *, repair: bool = False) -> Repaired:
+        """Send the present state of these documents into the dataflow again. Raises LogFailed."""
         log = self.log()
         return reenter(self.warehouse, log.bootstrap, log.changes, self.settings.database, ids, repair=repair)
 
-    def _settle(self, seconds: float = SETTLE_SECONDS) -> None:
+    def settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Return when all that was acknowledged is applied. Raises NotApplied."""
         from ingestion.topics import topics
 
@@ -250,19 +275,20 @@ class Stream:
         except TimedOut as error:
             raise NotApplied(str(error)) from error
 
-    def status(self) -> Status:
+    def status(self, generations: dict[str, Any], probe: Probe | None) -> Status:
         counts = self.index.counts()
         return {
             "warehouse": {"documents": self.warehouse.count()},
             "index": {"documents": counts.documents, "chunks": counts.chunks, "generation": self.index.generation},
             "lag": self.progress.lag(),
             "verified": self.last_report(),
+            "generations": generations,
             "freshness": self.progress.freshness(),
-            "oldest": self._oldest(self.probe) if self.probe is not None else None,
+            "oldest": self._oldest(probe) if probe is not None else None,
             "stream": {
                 "state": self.progress.state,
                 "reason": self.progress.reason,
-                "group": consumer_group(self.index.id, self.epoch()),
+                "group": self.log().group(self.epoch()),
                 "counts": self.progress.counted(),
                 "letters": self.progress.letters() or {},
             },
@@ -318,18 +344,18 @@ class Repeated:
 class Reconciler:
     """Compares index and warehouse; what differs twice in a row while nothing is under way was missed."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Callable[[], Stream | None]) -> None:
         self._stream = stream
         self._suspects: frozenset[str] = frozenset()
 
     def look(self) -> None:
-        if self._stream.progress.lag() != 0:
+        stream = self._stream()
+        if stream is None or stream.progress.lag() != 0:
             self._suspects = frozenset()
             return
-        difference = disagreement(self._stream.warehouse, self._stream.index)
-        found = frozenset((*difference.behind, *difference.leftover))
+        found = frozenset(stream.missed())
         if found & self._suspects:
-            self._stream.reconcile()
+            stream.reconcile()
         self._suspects = found
 
 
@@ -344,25 +370,29 @@ def revive_connector(connect_url: str, stream: Stream) -> None:
         restart(connect_url, name)
 
 
-def run_stream(stream: Stream, stack: ExitStack, workers: int = 1) -> None:
-    """Start the dataflow and what keeps it complete; `stack` ends them in the right order."""
-    settings = stream.settings
-    if settings.otlp_url is not None:
-        stream.traces = open_traces(settings.otlp_url, stream.progress.count)
-        stack.callback(stream.traces.close)
-    runner = DataflowRunner(stream.dataflow, stream.progress, workers)
-    stack.callback(runner.stop)
-    runner.start()
+def keep_complete(generations: Generations, stack: ExitStack) -> None:
+    """Start what keeps the generations of a running dataflow complete; `stack` ends it."""
+    settings = generations.settings
+
+    def each(do: Callable[[Stream], object]) -> None:
+        for stream in generations.streams():
+            do(stream)
+
+    def verify() -> None:
+        if generations.live.frozen is None:
+            generations.live.verify(repair=True)
+
     watches = [
-        Repeated("reconcile", Reconciler(stream).look, settings.reconcile_interval),
-        Repeated("warehouse", stream.recognise, WAREHOUSE_INTERVAL),
-        Repeated("verify", lambda: stream.verify(repair=True), settings.verify_interval),
-        Repeated("erasures", stream.finish_erasures, ERASE_INTERVAL, at_once=True),
-        Repeated("tombstones", stream.forget_tombstones, TOMBSTONE_INTERVAL),
+        Repeated("reconcile", Reconciler(lambda: generations.live).look, settings.reconcile_interval),
+        Repeated("reconcile beside", Reconciler(lambda: generations.beside).look, settings.reconcile_interval),
+        Repeated("warehouse", partial(each, Stream.recognise), WAREHOUSE_INTERVAL),
+        Repeated("verify", verify, settings.verify_interval),
+        Repeated("erasures", generations.finish_erasures, ERASE_INTERVAL, at_once=True),
+        Repeated("tombstones", partial(each, Stream.forget_tombstones), TOMBSTONE_INTERVAL),
     ]
     if settings.connect_url is not None:
-        revive = partial(revive_connector, settings.connect_url, stream)
-        watches.append(Repeated("connector", revive, CONNECTOR_INTERVAL))
+        url = settings.connect_url
+        watches.append(Repeated("connector", lambda: revive_connector(url, generations.live), CONNECTOR_INTERVAL))
     for watch in watches:
         stack.callback(watch.stop)
         watch.start()
@@ -371,57 +401,57 @@ def run_stream(stream: Stream, stack: ExitStack, workers: int = 1) -> None:
 def serve(settings: Settings, port: int, *, with_stream: bool) -> None:
     """Run the app on `port` until SIGTERM or Ctrl-C; with the dataflow where this process owns the index.
 
-    Raises GenerationMismatch, IndexUnavailable, WarehouseUnavailable, or what the app refuses its settings with.
+    Raises EmbedderUnavailable, IndexUnavailable, WarehouseUnavailable, or what the app refuses its settings with.
     """
     import signal
 
     import uvicorn
     from prometheus_client import CollectorRegistry
 
-    from corpus.categories import generation
-    from corpus.embedding import load_embedder
     from corpus.warehouse import connect
+    from embedded.reindexing import Generations
     from serving.app import create_app
     from serving.language_model import ServedModel
     from serving.parts import Parts
-    from streaming.metrics import StreamMetrics
+    from streaming.metrics import BesideMetrics, StreamMetrics
 
     # The server raises the signal that ended it once more; left to its default it would end us with all still open.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with ExitStack() as stack:
         warehouse = connect(settings)
         stack.callback(warehouse.close)
-        embedder = load_embedder(settings)
-        index = open_index(settings, generation(embedder), embedder.dimensions)
-        stack.callback(index.close)
-        progress = Progress(delays=Delays(settings.freshness_objective))
-        stream = Stream(settings, warehouse, index, embedder, progress)
-        if settings.kafka_bootstrap_servers is not None:
-            # Also where the dataflow is another process: the log knows how far that is.
-            stream.probe = Probe(stream.log())
-            watch = Repeated("oldest", stream.probe.look, LOOK_SECONDS)
-            stack.callback(watch.stop)
-            stack.callback(stream.probe.close)
-            watch.start()
+        generations = Generations(settings, warehouse, streaming=with_stream)
+        stack.callback(generations.close)
+        generations.open()
+        watch = Repeated("generations", generations.look, GENERATIONS_INTERVAL)
+        stack.callback(watch.stop)
+        watch.start()
+        progress = generations.progress
+        probe = _probe(generations, stack) if settings.kafka_bootstrap_servers is not None else None
         checks = {}
         if with_stream:
-            run_stream(stream, stack)
+            keep_complete(generations, stack)
             checks["stream"] = lambda: _must_run(progress)
         registry = CollectorRegistry()
-        registry.register(StreamMetrics(progress, lambda: stream.verified, stream.probe))
+        registry.register(StreamMetrics(progress, lambda: generations.live.verified, probe))
+        registry.register(BesideMetrics(generations.progress_beside))
         app = create_app(
             Parts(
                 settings=settings,
-                index=index,
-                embedder=embedder,
+                served=lambda: generations.served,
                 warehouse=warehouse,
-                status=stream.status,
+                status=lambda: generations.live.status(generations.status(), probe),
                 language_model=ServedModel(settings) if settings.llm_url else None,
-                reconcile=stream.reconcile,
-                verify=lambda repair, since, sample: described(stream.verify(repair, since, sample)),
-                verified=stream.last_report,
-                to_erase=stream.to_erase,
-                erase=stream.erase,
+                reconcile=lambda: generations.live.reconcile(),
+                verify=lambda repair, since, sample, name: described(
+                    generations.stream(name).verify(repair, since, sample)
+                ),
+                verified=lambda: generations.live.last_report(),
+                to_erase=lambda documents, author: generations.live.to_erase(documents, author),
+                erase=generations.erase,
+                reindex=generations.act if with_stream else None,
+                reindex_plan=generations.plan if with_stream else None,
+                reindex_status=generations.status if with_stream else None,
                 checks=checks,
                 registry=registry,
             )
@@ -434,6 +464,22 @@ def serve(settings: Settings, port: int, *, with_stream: bool) -> None:
         asyncio.run(server.serve())
 
 
+def _probe(generations: Generations, stack: ExitStack) -> Probe:
+    """Looks for the oldest unprocessed change of the live generation, also where its dataflow is another process: the
+    log knows how far that is."""
+    probe = Probe(generations.live.log())
+
+    def look() -> None:
+        probe.follow(generations.live.log())
+        probe.look()
+
+    watch = Repeated("oldest", look, LOOK_SECONDS)
+    stack.callback(watch.stop)
+    stack.callback(probe.close)
+    watch.start()
+    return probe
+
+
 def _must_run(progress: Progress) -> None:
     if progress.lag() is None:
         raise RuntimeError(progress.reason or f"the dataflow is {progress.state}")
@@ -443,19 +489,20 @@ def follow(settings: Settings, workers: int) -> None:
     """Run the dataflow alone until interrupted, for an index on a Qdrant server."""
     import signal
 
-    from corpus.categories import generation
-    from corpus.embedding import load_embedder
     from corpus.warehouse import connect
+    from embedded.reindexing import Generations
 
     with ExitStack() as stack:
         warehouse = connect(settings)
         stack.callback(warehouse.close)
-        embedder = load_embedder(settings)
-        index = open_index(settings, generation(embedder), embedder.dimensions)
-        stack.callback(index.close)
-        stream = Stream(settings, warehouse, index, embedder, Progress())
+        generations = Generations(settings, warehouse, workers=workers)
+        stack.callback(generations.close)
         ended = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
-        run_stream(stream, stack, workers)
+        generations.open()
+        watch = Repeated("generations", generations.look, GENERATIONS_INTERVAL)
+        stack.callback(watch.stop)
+        watch.start()
+        keep_complete(generations, stack)
         ended.wait()

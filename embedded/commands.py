@@ -324,6 +324,7 @@ def _status_text(found: dict[str, Any]) -> str:
         lines += [
             f"warehouse  {found['warehouse']['documents']} documents",
             f"index      {found['index']['documents']} documents, {found['index']['chunks']} chunks",
+            *_generations_lines(found["generations"]),
             f"lag        {found['lag']} events"
             if found["lag"] is not None
             else "lag        unknown: nothing reads the log",
@@ -339,6 +340,18 @@ def _status_text(found: dict[str, Any]) -> str:
             told = f"{number} dead letter{'' if number == 1 else 's'}"
             lines.append(f"refused    {told}: see `twin dead-letters list`")
     return "\n".join(lines) + "\n"
+
+
+def _generations_lines(found: dict[str, Any]) -> list[str]:
+    """What is out of the ordinary about the generations of the index."""
+    lines = []
+    if found["live"]["frozen"]:
+        lines.append(f"           takes deletions only: {found['live']['frozen']}")
+    if found["candidate"]:
+        lines.append(f"           {found['candidate']['generation']} is being built: `twin reindex status`")
+    if found["note"]:
+        lines.append(f"           {found['note']}")
+    return lines
 
 
 def _verified_text(report: dict[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""`twin verify` and `twin erase`: the index as a whole, asked of the app that owns it."""
+"""`twin verify`, `twin erase` and `twin reindex`: the index as a whole, asked of the app that owns it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help="only N documents chosen at random, cleaned, split and embedded anew as well",
     )
+    verify.add_argument(
+        "--generation", metavar="NAME", help="live (unless told), candidate, former, or a generation's name"
+    )
     verify.add_argument("--json", action="store_true", help="for programs")
     verify.set_defaults(handler=_verify)
     told = "remove documents from every place for good, with a receipt"
@@ -58,20 +61,35 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     erase.add_argument("--yes", action="store_true", help="do not ask")
     erase.add_argument("--json", action="store_true", help="for programs")
     erase.set_defaults(handler=_erase)
+    _register_reindex(subparsers)
+
+
+def _register_reindex(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    told = "build the index anew with another model or recipe, beside the one that serves"
+    actions = subparsers.add_parser("reindex", help=told, description=told).add_subparsers(
+        dest="action", metavar="ACTION", required=True
+    )
+    for action, said in (
+        ("plan", "what another generation takes: documents, chunks, tokens, time and disk"),
+        ("start", "build a generation beside the live one"),
+        ("status", "the generations, and how far the one being built is"),
+        ("cancel", "stop building, and remove what was built"),
+        ("promote", "let the built generation serve, if it finds what it should"),
+        ("rollback", "let the former generation serve again"),
+        ("drop", "remove the former generation now"),
+    ):
+        command = actions.add_parser(action, help=said, description=said)
+        if action in ("plan", "start"):
+            command.add_argument("--model", metavar="NAME", help="else TWIN_EMBEDDING_MODEL of this command")
+        command.add_argument("--json", action="store_true", help="for programs")
+        command.set_defaults(handler=_reindex)
 
 
 def _verify(namespace: argparse.Namespace, settings: Settings) -> int:
-    from serving.client import AppRefused, AppUnavailable, call
-
-    asked = {"repair": namespace.repair, "since": namespace.since, "sample": namespace.sample}
-    try:
-        report = call(settings, "POST", "/api/verify", asked, timeout=PATIENCE_SECONDS)
-    except AppRefused as error:
-        sys.stderr.write(f"twin: {error}\n")
-        return 2 if error.status == 400 else 1
-    except AppUnavailable as error:
-        sys.stderr.write(f"twin: {error}\n")
-        return 1
+    asked = {name: getattr(namespace, name) for name in ("repair", "since", "sample", "generation")}
+    report = _asked(settings, "POST", "/api/verify", asked)
+    if isinstance(report, int):
+        return report
     found = sum(report[kind] for kind in KINDS)
     sys.stdout.write((json.dumps(report) if namespace.json else _told(report, found)) + "\n")
     if report["unsettled"]:
@@ -199,3 +217,121 @@ def _erased(receipt: dict[str, Any], file: Path) -> str:
         lines.append(f"made from them, and to be made anew: {', '.join(stale)}")
     told = f"{receipt['left']} left (`twin erase --resume` tries again)" if receipt["left"] else "0 left"
     return "\n".join([*lines, f"{_count(len(receipt['documents']))} erased, {told}; the receipt is {file}"])
+
+
+def _asked(
+    settings: Settings, method: str, path: str, body: dict[str, Any] | None = None, **query: str | None
+) -> dict[str, Any] | int:
+    """The app's answer, or the exit code where there is none and it was said why."""
+    from serving.client import AppRefused, AppUnavailable, call
+
+    try:
+        answer: dict[str, Any] = call(settings, method, path, body, query, timeout=PATIENCE_SECONDS)
+    except AppRefused as error:
+        sys.stderr.write(f"twin: {error}\n")
+        return 2 if error.status == 400 else 1
+    except AppUnavailable as error:
+        sys.stderr.write(f"twin: {error}\n")
+        return 1
+    return answer
+
+
+# reindex
+
+
+def _reindex(namespace: argparse.Namespace, settings: Settings) -> int:
+    action: str = namespace.action
+    model = (namespace.model or settings.embedding_model) if action in ("plan", "start") else None
+    if action == "plan":
+        found = _asked(settings, "GET", "/api/reindex/plan", model=model)
+    else:
+        found = _asked(settings, "GET", "/api/reindex")
+        if action != "status" and not isinstance(found, int):
+            # By name: a request that is sent again after the connection broke must not act on another one.
+            meant = found["candidate" if action in ("cancel", "promote") else "former"]
+            named = {"model": model} if action == "start" else {"generation": meant and meant["generation"]}
+            found = _asked(settings, "POST", f"/api/reindex/{action}", named)
+    if isinstance(found, int):
+        return found
+    told = _planned(found) if action == "plan" else _generations(found)
+    refused = [] if action in ("plan", "status") else found["reasons"]
+    if not namespace.json and (not refused or action == "promote"):
+        sys.stdout.write(told + "\n")
+    if namespace.json:
+        sys.stdout.write(json.dumps(found) + "\n")
+    for reason in refused:
+        sys.stderr.write(f"twin: not done: {reason}\n")
+    return 1 if refused else 0
+
+
+def _planned(plan: dict[str, Any]) -> str:
+    about = "" if plan["sampled"] == plan["documents"] else f"about (from {plan['sampled']} documents) "
+    lines = [
+        f"from       {plan['live']['generation']} ({plan['live']['model']})",
+        f"to         {plan['generation']} ({plan['model']})",
+        f"documents  {plan['documents']}",
+        f"chunks     {about}{plan['chunks']}",
+        f"tokens     {about}{plan['tokens']}",
+        f"time       about {_seconds(plan['seconds'])}, at {plan['chunks_per_second']:.0f} chunks/s measured now",
+    ]
+    if plan["disk_bytes"] is not None:
+        free = plan["disk_bytes_free"] / 1e6
+        lines.append(f"disk       about {plan['disk_bytes'] / 1e6:.0f} MB more, {free:,.0f} MB are free")
+    if not plan["changes"]:
+        lines.append("it is live already: nothing would change")
+    return "\n".join(lines)
+
+
+def _generations(found: dict[str, Any]) -> str:
+    lines = [_generation("live", found["live"])]
+    if found["live"]["frozen"]:
+        lines.append(f"           takes deletions only: {found['live']['frozen']}")
+    if candidate := found["candidate"]:
+        lines.append(_generation("candidate", candidate))
+        lines.append(f"           {_built(candidate)}")
+    if former := found["former"]:
+        until = former["removed_at"].partition("+")[0].replace("T", " ")
+        lines += [_generation("former", former), f"           kept up, until {until} UTC: `twin reindex rollback`"]
+    if found["republish"] is not None:
+        lines.append("downstream is being told of every document again")
+    if found["note"]:
+        lines.append(found["note"])
+    if found["examined"]:
+        lines += _examined(found["examined"])
+    return "\n".join(lines)
+
+
+def _generation(role: str, of: dict[str, Any]) -> str:
+    return f"{role:<10} {of['generation']} ({of['model']}): {of['documents']} documents, {of['chunks']} chunks"
+
+
+def _built(candidate: dict[str, Any]) -> str:
+    if candidate["lag"] is None:
+        return f"{candidate['state']}: {candidate['reason'] or 'it has just been started'}"
+    if candidate["lag"] == 0 and candidate["documents"] >= candidate["total"]:
+        return "built and kept up: `twin reindex promote`"
+    rate, left = candidate["documents_per_second"], candidate["seconds_left"]
+    told = f", {rate:.1f} documents/s, about {_seconds(left)} left" if rate and left is not None else ""
+    return f"{candidate['documents']} of {candidate['total']} documents, {candidate['lag']} events to be applied{told}"
+
+
+def _examined(examined: dict[str, Any]) -> list[str]:
+    lines = [f"examined   {examined['generation']}: {'may serve' if not examined['reasons'] else 'may not serve'}"]
+    if verified := examined["verified"]:
+        faults = sum(verified[kind] for kind in KINDS)
+        lines.append(f"           {verified['documents']} documents, {verified['chunks']} chunks, {faults} faults")
+    if measured := examined["recall"]:
+        new, old = measured["new"], measured["old"] or {}
+        lines += [
+            f"           {measured['questions']} questions; exact neighbours found {measured['exact']:.3f}",
+            *(
+                f"           right document among the first 5 by {how}: {new[name]:.3f}"
+                + (f", live {old[name]:.3f}" if old else "")
+                for name, how in (("search", "a search"), ("meaning", "meaning alone"))
+            ),
+        ]
+    return lines
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min" if value < 7200 else f"{value / 3600:.1f} h"

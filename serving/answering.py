@@ -126,10 +126,11 @@ async def answering(
     parts: Parts, question: str, filters: Filters, limit: int, history: Sequence[Message] = ()
 ) -> AsyncGenerator[Event]:
     """The events of one answer. Closing the iterator ends the model's work."""
-    found = await asyncio.to_thread(retrieve, parts.index, parts.embedder, question, filters, limit)
+    served = parts.served()
+    found = await asyncio.to_thread(retrieve, served.index, served.embedder, question, filters, limit)
     yield Retrieved(tuple(found))
     if parts.language_model is None or not found:
-        answer = await asyncio.to_thread(extract, parts.embedder, question, found)
+        answer = await asyncio.to_thread(extract, served.embedder, question, found)
         yield Token(answer.answer)
         yield Finished(answer)
         return
@@ -144,7 +145,7 @@ async def answering(
         reason = str(error)
         yield Stopped(reason)
     if not text.strip():
-        answer = await asyncio.to_thread(extract, parts.embedder, question, found)
+        answer = await asyncio.to_thread(extract, served.embedder, question, found)
         because = reason or "The language model gave an empty answer."
         answer = Answer(
             answer.answer, "extractive", answer.citations, f"{because} This is quoted from the sources instead."
@@ -152,7 +153,7 @@ async def answering(
         yield Token(answer.answer)
         yield Finished(answer)
         return
-    answer = await asyncio.to_thread(supported, parts.embedder, question, text, found)
+    answer = await asyncio.to_thread(supported, served.embedder, question, text, found)
     if reason is not None:
         answer = Answer(answer.answer, answer.mode, answer.citations, f"The answer stops here. {reason}", partial=True)
     yield Finished(answer)

@@ -22,12 +22,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from corpus.agreement import State as DocumentState
 from corpus.agreement import compare
-from corpus.index import Filters, Hit
+from corpus.embedding import EmbedderUnavailable
+from corpus.index import Filters, Hit, Index
 from corpus.prompts import Message
 from serving.answering import Answer, Event, Finished, Retrieved, Stopped, Token, answering, complete
 from serving.documents import Listed, Shown, listing, matching, shown
 from serving.metrics import Metrics
-from serving.parts import Parts, Reconciled, Status
+from serving.parts import Parts, Reconciled, Status, Warehouse
 from serving.retrieval import Passage, checked_question, filters_from, known_category, period, search
 
 Given = NamedDependency[SkipValidation[Parts]]
@@ -35,6 +36,8 @@ Counted = NamedDependency[SkipValidation[Metrics]]
 AnyRequest = Request[Any, Any, State]
 ASK_PASSAGES = 6
 # Everything that follows in the path is one id, whatever characters it has: see `serving.app.routed`.
+REINDEX_ACTIONS = ("start", "cancel", "promote", "rollback", "drop")
+NO_DATAFLOW = "this app has no dataflow beside it: ask the one that runs `twin up` or `twin serve --stream`"
 BEFORE_ID = ("/api/documents/", "/documents/", "/passages/")
 T = TypeVar("T")
 
@@ -99,12 +102,21 @@ class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Verification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to verify: everything, or the documents read in or after `since`, or `sample` documents chosen at random.
 
-    Those of a sample are cleaned, split and embedded anew as well.
+    Those of a sample are cleaned, split and embedded anew as well. `generation`: live (unless told), candidate, former.
     """
 
     repair: bool = False
     since: str | None = None
     sample: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    generation: str | None = None
+
+
+class Reindexing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`model`: of the generation to start; `generation`: the name of the one meant, so that a request that is sent
+    twice acts once."""
+
+    model: str | None = None
+    generation: str | None = None
 
 
 class Erasing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -211,7 +223,8 @@ async def find(data: JSONBody[Search], parts: Given) -> list[Hit]:
     """
     question = checked_question(data.question, parts.settings.max_question_characters)
     fields = {name: getattr(data, name) for name in Wanted.__struct_fields__}
-    return await asyncio.to_thread(search, parts.index, parts.embedder, question, filters_from(**fields), data.limit)
+    served = parts.served()
+    return await asyncio.to_thread(search, served.index, served.embedder, question, filters_from(**fields), data.limit)
 
 
 @get("/api/documents", summary="The documents of the warehouse and their state", responses={400: REFUSED})
@@ -244,7 +257,7 @@ async def documents(
 
 def listed(parts: Parts) -> list[Listed]:
     """Every document of the warehouse, newest crawl first, then by title. Blocks."""
-    records = {record.document_id: record for record in parts.index.scan()}
+    records = {record.document_id: record for record in parts.served().index.scan()}
     rows = list(listing(parts.warehouse.stamps(), records))
     rows.sort(key=lambda row: (row.title.casefold(), row.document_id))
     rows.sort(key=lambda row: row.crawled_at.timestamp() if row.crawled_at else 0.0, reverse=True)
@@ -258,12 +271,12 @@ def listed(parts: Parts) -> list[Listed]:
 )
 async def document(document_id: FromPath[str], parts: Given) -> Shown:
     """Percent-escape the id, its slashes too."""
-    return await asyncio.to_thread(known_document, parts, unquote(document_id))
+    return await asyncio.to_thread(known_document, parts.served().index, parts.warehouse, unquote(document_id))
 
 
-def known_document(parts: Parts, document_id: str) -> Shown:
+def known_document(index: Index, warehouse: Warehouse, document_id: str) -> Shown:
     """The document as it is shown. Raises NotFoundException. Blocks."""
-    found = shown(parts.index, parts.warehouse, document_id)
+    found = shown(index, warehouse, document_id)
     if found is None:
         raise NotFoundException(f"no document has the id {document_id!r}")
     return found
@@ -274,7 +287,7 @@ async def behind(parts: Given) -> Behind:
     def compared() -> Behind:
         # The warehouse first: what is ingested after it is read must not look like something the index lost.
         stamps = list(parts.warehouse.stamps())
-        found = compare(stamps, parts.index.scan())
+        found = compare(stamps, parts.served().index.scan())
         failed = tuple(FailedDocument(id, reason) for id, reason in found.failed)
         return Behind(found.behind, found.leftover, failed)
 
@@ -304,7 +317,51 @@ async def verify(data: JSONBody[Verification], parts: Given) -> dict[str, Any]:
     if parts.verify is None:
         raise ClientException("this app has no dataflow beside it: it verifies where `twin stream` runs")
     since, _ = period(data.since, None)
-    return dict(await asyncio.to_thread(parts.verify, data.repair, since, data.sample))
+    try:
+        return dict(await asyncio.to_thread(parts.verify, data.repair, since, data.sample, data.generation))
+    except ValueError as error:
+        raise ClientException(str(error)) from error
+
+
+@get("/api/reindex", summary="The generations of the index, and how far the one being built is")
+async def reindex_status(parts: Given) -> dict[str, Any]:
+    """What `twin reindex status --json` prints."""
+    if parts.reindex_status is None:
+        raise ClientException(NO_DATAFLOW)
+    return dict(await asyncio.to_thread(parts.reindex_status))
+
+
+@get(
+    "/api/reindex/plan",
+    summary="What another generation takes: documents, chunks, tokens, time and disk",
+    responses={400: REFUSED},
+)
+async def reindex_plan(parts: Given, model: FromQuery[str | None] = None) -> dict[str, Any]:
+    """Measured now, on a sample: takes some seconds."""
+    if parts.reindex_plan is None:
+        raise ClientException(NO_DATAFLOW)
+    try:
+        return dict(await asyncio.to_thread(parts.reindex_plan, model))
+    except EmbedderUnavailable as error:
+        raise ClientException(str(error)) from error
+
+
+@post(
+    "/api/reindex/{action:str}",
+    status_code=200,
+    summary="Start, cancel, promote, roll back or drop another generation",
+    responses={400: REFUSED, 404: REFUSED},
+)
+async def reindex(action: FromPath[str], data: JSONBody[Reindexing], parts: Given) -> dict[str, Any]:
+    """`done`, and where it was refused the `reasons`."""
+    if parts.reindex is None:
+        raise ClientException(NO_DATAFLOW)
+    if action not in REINDEX_ACTIONS:
+        raise NotFoundException(f"a reindex knows {', '.join(REINDEX_ACTIONS)}, not {action!r}")
+    try:
+        return dict(await asyncio.to_thread(parts.reindex, action, data.model, data.generation))
+    except EmbedderUnavailable as error:
+        raise ClientException(str(error)) from error
 
 
 @post(
@@ -340,7 +397,7 @@ async def live() -> Live:
 @get("/health/ready", summary="Whether every part is ready")
 async def ready(parts: Given) -> Response[Health]:
     """503 while a part is not ready, naming it."""
-    states = {"index": parts.index.counts, **parts.checks}
+    states = {"index": parts.served().index.counts, **parts.checks}
 
     async def checked(name: str) -> str:
         try:
@@ -438,4 +495,20 @@ class ClientGone(ConnectionAbortedError):
     """The client hung up before its answer was finished; nobody reads what is answered."""
 
 
-HANDLERS = (ask, find, documents, document, behind, reconcile, verify, erase, status, live, ready, exposition)
+HANDLERS = (
+    ask,
+    find,
+    documents,
+    document,
+    behind,
+    reconcile,
+    verify,
+    erase,
+    reindex_status,
+    reindex_plan,
+    reindex,
+    status,
+    live,
+    ready,
+    exposition,
+)

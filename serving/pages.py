@@ -162,7 +162,7 @@ async def chat(
         except (InvalidQuestion, ConnectionError) as error:
             problem = str(error)
     try:
-        counts = await asyncio.to_thread(parts.index.counts)
+        counts = await asyncio.to_thread(parts.served().index.counts)
     except ConnectionError as error:
         counts, problem = None, str(error)
     return page(
@@ -205,7 +205,9 @@ async def _page_events(question: str, events: AsyncGenerator[Event]) -> AsyncGen
 @get("/authors", include_in_schema=False)
 async def authors(parts: Given) -> list[str]:
     """The authors there are, for the filter's suggestions."""
-    return await asyncio.to_thread(lambda: sorted({record.author for record in parts.index.scan() if record.author}))
+    return await asyncio.to_thread(
+        lambda: sorted({record.author for record in parts.served().index.scan() if record.author})
+    )
 
 
 def _verified(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -346,8 +348,9 @@ async def passage(
 
 
 def _document_and_record(parts: Parts, document_id: str) -> tuple[Any, Record | None]:
-    shown = known_document(parts, document_id)
-    record = parts.index.records([document_id]).get(document_id)
+    index = parts.served().index
+    shown = known_document(index, parts.warehouse, document_id)
+    record = index.records([document_id]).get(document_id)
     return shown, record if record is not None and not record.deleted and record.version is not None else None
 
 

@@ -39,6 +39,17 @@ class LanguageModel(Protocol):
     def stream(self, messages: Sequence[Message]) -> AsyncGenerator[str]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One generation as it is asked: its index, and the embedder whose vectors may be compared with it.
+
+    Whoever asks takes both from one value: a promotion between embedding a question and searching mixes nothing.
+    """
+
+    index: Index
+    embedder: Embedder
+
+
 class Warehoused(TypedDict):
     documents: int
 
@@ -64,7 +75,7 @@ class Status(TypedDict):
     """How the app follows the warehouse: `lag` in events, None while nothing is read; `freshness`: `p50`, `p95` and
     `p99` in seconds over the last five minutes, None without a change, with further windows, objective and burn;
     `oldest`: the oldest unprocessed change of each partition, None without a log; `verified`: the last verification of
-    everything, without its faults."""
+    everything, without its faults; `generations`: what `twin reindex status` shows."""
 
     warehouse: Warehoused
     index: Indexed
@@ -73,12 +84,24 @@ class Status(TypedDict):
     oldest: dict[str, Any] | None
     stream: Streamed
     verified: dict[str, Any] | None
+    generations: dict[str, Any]
 
 
 class Verify(Protocol):
-    """Compares everything in the index with the warehouse, or what was read `since`, or a `sample` of documents."""
+    """Compares everything in the index with the warehouse, or what was read `since`, or a `sample` of documents.
 
-    def __call__(self, repair: bool, since: datetime | None, sample: int | None) -> Mapping[str, Any]: ...
+    `generation`: live, candidate, former or a name; the live one unless told. Raises ValueError for one there is not.
+    """
+
+    def __call__(
+        self, repair: bool, since: datetime | None, sample: int | None, generation: str | None
+    ) -> Mapping[str, Any]: ...
+
+
+class Reindex(Protocol):
+    """Does what `action` says (start, cancel, promote, rollback, drop) to the generation named, or the model's."""
+
+    def __call__(self, action: str, model: str | None, generation: str | None) -> Mapping[str, Any]: ...
 
 
 class ToErase(Protocol):
@@ -107,16 +130,16 @@ class Reconciled(TypedDict):
 class Parts:
     """The dependencies of the app.
 
-    `status`: what `twin status` shows; `reconcile`: compare warehouse and index now, answering what was done; `verify`:
-    the same for every point, answering a report; `verified`: the last such report of everything; `erase`: remove
-    documents for good, answering a receipt, and `to_erase` what would go; `checks`: by part
-    name, a function that raises when that part is not ready (the index is always checked); `registry`: where the
-    dataflow registers metrics of its own before the app starts. All functions may block: they run in threads.
+    `served`: the generation that is live at this moment; `status`: what `twin status` shows; `reconcile`: compare
+    warehouse and index now, answering what was done; `verify`: the same for every point, answering a report;
+    `verified`: the last such report of everything; `reindex` and its like: what becomes of the generations; `erase`:
+    remove documents for good, answering a receipt, and `to_erase` what would go; `checks`: by part name, a function
+    that raises when that part is not ready (the index is always checked); `registry`: where the dataflow registers
+    metrics of its own before the app starts. All functions may block: they run in threads.
     """
 
     settings: Settings
-    index: Index
-    embedder: Embedder
+    served: Callable[[], Served]
     warehouse: Warehouse
     status: Callable[[], Status]
     language_model: LanguageModel | None = None
@@ -125,5 +148,8 @@ class Parts:
     verified: Callable[[], Mapping[str, Any] | None] = lambda: None
     to_erase: ToErase | None = None
     erase: Erase | None = None
+    reindex: Reindex | None = None
+    reindex_plan: Callable[[str | None], Mapping[str, Any]] | None = None
+    reindex_status: Callable[[], Mapping[str, Any]] | None = None
     checks: Mapping[str, Callable[[], object]] = field(default_factory=dict)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)

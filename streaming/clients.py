@@ -15,9 +15,9 @@ class LogFailed(RuntimeError):
     """The log refused what it must do; the message says what."""
 
 
-def consumer_group(index_id: str, epoch: str) -> str:
-    """The group whose committed offsets say how far this index has followed this log."""
-    return "-".join(("twin-features", index_id[:8], *([epoch[:8]] if epoch else [])))
+def consumer_group(index_id: str, epoch: str, term: str = "") -> str:
+    """The group whose committed offsets say how far this index has followed this log, in this term of being live."""
+    return "-".join(("twin-features", index_id[:8], *(part[:8] for part in (epoch, term) if part)))
 
 
 def consumer(bootstrap: str, group: str, **further: Any) -> Consumer:

@@ -12,7 +12,7 @@ import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 
 from corpus.index import QdrantIndex
-from streaming.changes import Event, decode
+from streaming.changes import DeadLetter, Event, Ignored, Upsert, decode
 from streaming.indexing import Indexed, Outcome, Removed, index_batch
 from streaming.log import ChangeSource, FeatureOutlet, Log, Members, message_of
 from streaming.progress import Progress
@@ -35,10 +35,13 @@ def feature_dataflow(
     stop: threading.Event,
     stack: ExitStack,
     traces: Traces | None = None,
+    frozen: bool = False,
 ) -> Dataflow:
     """Messages -> events -> outcomes. `warehouse()` is the id of the one whose changes count; `stop` ends it.
 
-    What it holds open is closed with `stack`."""
+    What it holds open is closed with `stack`. `frozen`: the index was made by other recipes than this program's, so it
+    takes deletions only: nothing is mixed.
+    """
 
     def go_on() -> None:
         if stop.is_set():
@@ -55,11 +58,14 @@ def feature_dataflow(
                 progress.searchable(outcome.change.committed_at)
         return outcomes
 
+    def taken(event: Event) -> Event:
+        return Ignored(event.message, "frozen") if frozen and isinstance(event, Upsert | DeadLetter) else event
+
     members = Members(log, progress)
     stack.callback(members.close)
     flow = Dataflow("features")
     messages = op.input("changes", flow, ChangeSource(log, members, progress, stop))
-    events = op.map("decode", messages, lambda message: decode(message, warehouse()))
+    events = op.map("decode", messages, lambda message: taken(decode(message, warehouse())))
     # Compare, clean, split, embed and write in one step: a later batch must see what an earlier one wrote.
     outcomes = op.flat_map_batch("index", events, apply)
     op.output("publish and commit", outcomes, FeatureOutlet(log, members, progress, index.generation, traces))

@@ -49,7 +49,7 @@ class Head:
 class Probe:
     """Looks for the oldest unprocessed change of each partition; what it saw is told from memory, at any time.
 
-    `look` belongs to one thread, all else may be asked by others. `clock` gives seconds since the epoch.
+    `look` and `follow` belong to one thread, all else may be asked by others. `clock` gives seconds since the epoch.
     """
 
     def __init__(self, log: Log, clock: Callable[[], float] = time.time) -> None:
@@ -85,6 +85,12 @@ class Probe:
             }:
                 self._moved = now
             self._heads, self._looked, self._reason = heads, now, None
+
+    def follow(self, log: Log) -> None:
+        """Ask for this dataflow's offsets from the next look on; of another generation, what was seen means nothing."""
+        if (log.index_id, log.term) != (self._log.index_id, self._log.term):
+            self._forget()
+        self._log = log
 
     def close(self) -> None:
         """End a look that is under way, and look no more."""

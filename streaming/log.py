@@ -75,7 +75,8 @@ class Log:
     """Where the dataflow reads and publishes.
 
     `epoch()` changes when the log was started anew without its messages; `shared`: other processes may follow the same
-    log into the same index, so the partitions are shared out by the consumer group.
+    log into the same index, so the partitions are shared out by the consumer group; `publishes`: whether
+    downstream is told, which only the live generation's dataflow does; `term`: which time it is live.
     """
 
     bootstrap: str
@@ -86,9 +87,33 @@ class Log:
     index_id: str
     epoch: Callable[[], str]
     shared: bool = False
+    publishes: bool = True
+    term: str = ""
 
     def group(self, epoch: str) -> str:
-        return consumer_group(self.index_id, epoch)
+        return consumer_group(self.index_id, epoch, self.term)
+
+
+def hand_over(former: Log, candidate: Log, successor: Log) -> None:
+    """Let `successor` begin where both dataflows have been, by partition: what `former` has not published, and what
+    `candidate` has not applied, comes to it. Neither may be running. Raises LogFailed or KafkaException."""
+    epoch = former.epoch()
+    applied: dict[int, int] = {}
+    for log in (former, candidate):
+        reader = consumer(log.bootstrap, log.group(epoch))
+        try:
+            partitions = [TopicPartition(log.changes, number) for number in partitions_of(reader, log.changes)]
+            for part in reader.committed(partitions, timeout=TRANSACTION_SECONDS):
+                applied[part.partition] = min(applied.get(part.partition, part.offset), part.offset)
+        finally:
+            reader.close()
+    begin = [TopicPartition(successor.changes, number, offset) for number, offset in applied.items() if offset >= 0]
+    if begin:
+        committer = consumer(successor.bootstrap, successor.group(epoch))
+        try:
+            committer.commit(offsets=begin, asynchronous=False)
+        finally:
+            committer.close()
 
 
 class Member:
@@ -316,7 +341,7 @@ class FeatureWriter(StatelessSinkPartition[Outcome]):
     def _produce(self, items: list[Outcome]) -> None:
         # What this batch does to letters, ahead of what was read of their topic.
         opened: dict[str, bool] = {}
-        for outcome in items:
+        for outcome in items if self._log.publishes else ():
             for topic, key, value in features(outcome, self._log, self._generation):
                 self._send(topic, key=key, value=value, headers=[SCHEMA_VERSION])
             if isinstance(outcome, DeadLetter):

@@ -106,6 +106,32 @@ def _gauges(name: str, told: str, labels: tuple[str, ...], values: Iterable[tupl
     return gauge
 
 
+class BesideMetrics(Collector):
+    """The progress of the generation that is not live, by its role; nothing while there is none."""
+
+    def __init__(self, beside: Callable[[], tuple[str, Progress] | None]) -> None:
+        self._beside = beside
+
+    def collect(self) -> Iterator[Metric]:
+        found = self._beside()
+        if found is None:
+            return
+        role, progress = found
+        counts = CounterMetricFamily(
+            "twin_beside_stream", "As twin_stream, of the generation beside the live one.", labels=["role", "what"]
+        )
+        for what, amount in sorted(progress.counted().items()):
+            counts.add_metric([role, what], amount)
+        yield counts
+        lag = progress.lag()
+        if lag is not None:
+            gauge = GaugeMetricFamily(
+                "twin_beside_lag_events", "Events not yet applied to the generation beside.", labels=["role"]
+            )
+            gauge.add_metric([role], lag)
+            yield gauge
+
+
 def _of_verification(report: Report) -> Iterator[Metric]:
     faults = GaugeMetricFamily("twin_verify_faults", "Faults of the last verification, by kind.", labels=["kind"])
     for kind in KINDS:

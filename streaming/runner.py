@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,6 +17,8 @@ from streaming.progress import Progress
 
 logger = logging.getLogger(__name__)
 FIRST_DELAY, LONGEST_DELAY = 0.2, 5.0
+# Of Linux' 19: a tenth of the processor where the live dataflow and searches want it, all of it where they do not.
+BACKGROUND = 10
 
 
 class DataflowRunner:
@@ -24,12 +27,18 @@ class DataflowRunner:
     `stack` closes what the dataflow held open, however it ended.
 
     The dataflow's thread must have ended before the interpreter exits, or the process aborts: `stop()` sees to it.
+    `background`: it and the threads that it starts take the processor time that nobody else wants.
     """
 
     def __init__(
-        self, build: Callable[[threading.Event, ExitStack], Dataflow], progress: Progress, workers: int = 1
+        self,
+        build: Callable[[threading.Event, ExitStack], Dataflow],
+        progress: Progress,
+        workers: int = 1,
+        *,
+        background: bool = False,
     ) -> None:
-        self._build, self._progress, self._workers = build, progress, workers
+        self._build, self._progress, self._workers, self._background = build, progress, workers, background
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dataflow")
 
@@ -44,6 +53,9 @@ class DataflowRunner:
 
     def _run(self) -> None:
         delay = FIRST_DELAY
+        if self._background and hasattr(os, "setpriority"):
+            # On Linux a priority is a thread's own, and inherited.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND)
         while not self._stop.is_set():
             try:
                 with ExitStack() as stack:

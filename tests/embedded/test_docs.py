@@ -17,7 +17,7 @@ from embedded.cli import parser
 from serving.metrics import Metrics
 from streaming.lag import Probe
 from streaming.log import Log
-from streaming.metrics import StreamMetrics
+from streaming.metrics import BesideMetrics, StreamMetrics
 from streaming.progress import Progress
 from streaming.verify import Report
 
@@ -78,6 +78,7 @@ def test_the_table_of_metrics_is_what_the_app_exposes() -> None:
     probe._looked = probe._moved = 1.0
     report = Report(1, 2, 0, 0, 0, 0, 0, 0, 0, None, "g", (), 0.1, datetime.now(UTC))
     registry.register(StreamMetrics(progress, lambda: report, probe))
+    registry.register(BesideMetrics(lambda: ("candidate", progress)))
     Metrics(registry)
 
     exposed = re.findall(r"^# TYPE (\w+) (\w+)$", generate_latest(registry).decode(), re.MULTILINE)

@@ -22,7 +22,7 @@ from corpus.index import Counts, Failure, Filters, Hit, Place, Record
 from corpus.settings import Settings
 from corpus.warehouse import Stamp
 from serving.app import create_app
-from serving.parts import LanguageModel, Parts
+from serving.parts import LanguageModel, Parts, Served
 
 CRAWLED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ADDRESS = "http://127.0.0.1:8000"
@@ -197,8 +197,7 @@ class Library:
     def parts(self, settings: Settings | None = None, **more: Any) -> Parts:
         return Parts(
             settings=settings or Settings(),
-            index=self.index,
-            embedder=self.embedder,
+            served=lambda: Served(self.index, self.embedder),
             warehouse=self.warehouse,
             status=lambda: {"parts": [], "lag": 0},
             **more,

@@ -42,6 +42,36 @@ class WordEmbedder:
         return [match.span() for match in re.finditer(r"\w+|[^\w\s]", text)]
 
 
+class BagEmbedder(WordEmbedder):
+    """Vectors of hashed words: texts that share words are near. Two names give two sets of vectors."""
+
+    dimensions = 128
+
+    def __init__(self, name: str = "bag") -> None:
+        super().__init__()
+        self.name = name
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.embedded += texts
+        rows = np.zeros((len(texts), self.dimensions), np.float32)
+        for row, text in enumerate(texts):
+            for word in re.findall(r"\w+", text.casefold()):
+                rows[row, int.from_bytes(hashlib.sha256(f"{self.name} {word}".encode()).digest()[:4]) % 128] += 1
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+
+def story(number: int, sections: int = 3) -> str:
+    """An article in words of its own, two sections of which share nothing."""
+    source = random.Random(f"story {number}")
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+    parts = [f"# Story {number}"]
+    for section in range(sections):
+        words = ["".join(source.choices(syllables, k=3)) for _ in range(20)]
+        sentences = (" ".join(source.choices(words, k=9)).capitalize() + "." for _ in range(6))
+        parts.append(f"## Part {section} {words[0]}\n\n{' '.join(sentences)}")
+    return "\n\n".join(parts)
+
+
 def document(name: str, text: str, category: str = "article", **fields: str) -> Document:
     return new_document(
         url=f"https://example.org/{name}",
