@@ -20,6 +20,7 @@ def status(state: str = "running", reason: str | None = None, **letters: int) ->
         "freshness": {},
         "verified": None,
         "stream": stream,
+        "generations": {"live": {"frozen": None}, "candidate": None, "note": None},
     }
 
 
