@@ -447,7 +447,7 @@ def test_the_schema_tells_the_errors_as_they_are(harbour: Any) -> None:
         for status, answer in operation["responses"].items()
         if status.startswith("4")
     }
-    assert len(told) == 9
+    assert len(told) == 11
     for path, shape in told.items():
         error = schema["components"]["schemas"][shape["properties"]["error"]["$ref"].split("/")[-1]]
         assert set(error["properties"]) == set((openai if path.startswith("/v1/") else api)["error"])
@@ -475,7 +475,7 @@ def test_a_verification_is_asked_for_with_what_it_is_of(harbour: Any) -> None:
         }
         assert client.post("/api/verify", json={"since": "yesterday"}).status_code == 400
         assert client.post("/api/verify", json={"sample": 0}).status_code == 400
-    assert asked == [(True, datetime(2024, 5, 1, tzinfo=UTC), 3)]
+    assert asked == [(True, datetime(2024, 5, 1, tzinfo=UTC), 3, None)]
 
 
 def chat(client: Any, *messages: dict[str, Any], **more: Any) -> Any:
