@@ -114,7 +114,8 @@ Change = Upsert | Delete
 Event = Upsert | Delete | Ignored | DeadLetter
 
 
-Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_000)]
+# Until the year 2109, so that a version stays within the 53 bits that the index compares exactly.
+Milliseconds = Annotated[int, msgspec.Meta(ge=0, le=2 ** (53 - ORDER_BITS) - 2)]
 
 
 class _Source(msgspec.Struct):
@@ -258,7 +259,7 @@ def _version(envelope: _Envelope) -> int | None:
 def _noted_version(message: Message) -> int | None:
     """The version that was noted for a replayed message when it failed; None for any other message."""
     told = dict(message.headers).get(VERSION_HEADER) or b""
-    return int(told) if told.isdigit() and len(told) <= 18 else None
+    return int(told) if told.isdigit() and len(told) <= 15 else None
 
 
 def _committed_at(envelope: _Envelope) -> datetime | None:

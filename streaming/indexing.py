@@ -23,12 +23,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 # About a second of one machine's work.
 EMBEDDED_TOGETHER = 64
+# How often a document is compared anew because somebody else wrote to it, beyond once for each event of its batch.
+ROUNDS = 20
 # A text that every model takes: whether it is embedded tells a text's fault from the model's.
 PROBE = "A plain sentence."
 # What a Qdrant server answers to a payload that it does not take.
 REFUSALS = (400, 413, 422)
 # What a message for downstream holds besides values: names, ids, numbers; for each chunk and at all.
 FRAME = 200
+
+
+class Contended(RuntimeError):
+    """Another writer was faster each time; whoever it is, the batch comes again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ def index_batch(
     """
     outcomes: dict[int, Outcome] = {}
     pending = dict(enumerate(newest(events)))
-    while pending:
+    for _ in range(ROUNDS + len(events)):
         ledger = index.records([id for event in pending.values() if (id := _document_of(event)) is not None])
         prepared = {at: _prepare(event, ledger, index, embedder) for at, event in pending.items()}
         begins("embed")
@@ -117,7 +123,9 @@ def index_batch(
             if outcome is not None:
                 outcomes[at] = outcome
                 del pending[at]
-    return [outcomes[at] for at in range(len(events))]
+        if not pending:
+            return [outcomes[at] for at in range(len(events))]
+    raise Contended(f"the index does not take {len(pending)} documents: something else writes to them all the time")
 
 
 def _document_of(event: Event | Unchanged) -> str | None:

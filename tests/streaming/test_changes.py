@@ -184,6 +184,17 @@ def test_versions_order_as_the_source_does_within_the_bits_that_every_part_keeps
     assert versions[-1] < 2**53
 
 
+def test_a_time_beyond_what_a_version_can_hold_is_a_letter() -> None:
+    """The index compares versions as 64-bit floats: beyond 53 bits it could not tell two of them apart."""
+    late = {"op": "u", "source": {"ts_ms": 2**42, "ord": 1}, "after": "{}"}
+
+    event = decode(Message("changes", 0, 1, b'{"id": "\\"a\\""}', json.dumps(late).encode()), "here")
+
+    assert isinstance(event, DeadLetter)
+    assert event.version is None
+    assert "ts_ms" in event.reason
+
+
 def test_what_no_parser_foresees_is_a_letter_too() -> None:
     deep = Message("t", 0, 1, key(), b'{"op":"u","more":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}")
     code = json.dumps({**json.loads(after()), "text": {"$code": "f()"}})
