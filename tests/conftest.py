@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +18,22 @@ from jsonschema import Draft202012Validator, FormatChecker
 
 CONTRACTS = Path(__file__).parents[1] / "docs" / "contracts"
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+
+
+MEMORY, ENOUGH = Path("/dev/shm"), 4_000_000_000
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Hundreds of tests make an index of their own, whose files are synced one by one: in memory, if there is enough.
+
+    Tests that start the whole stack have it on disk, as users do.
+    """
+    quick = "not integration" in (config.option.markexpr or "")
+    if quick and config.option.basetemp is None and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ENOUGH:
+        made = tempfile.mkdtemp(prefix="twin-tests-", dir=MEMORY)
+        config.option.basetemp = f"{made}/base"
+        config.add_cleanup(lambda: shutil.rmtree(made, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")
