@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: setup demo up down test test-integration check bench soak clean
+.PHONY: setup demo up down test test-integration test-long check bench soak clean
 
 setup:
 	@scripts/setup
@@ -20,7 +20,10 @@ test: setup-dev
 	$(BIN)/pytest
 
 test-integration: setup-dev
-	$(BIN)/pytest -m integration
+	$(BIN)/pytest -m "integration and not long"
+
+test-long: setup-dev
+	$(BIN)/pytest -m "integration and long"
 
 check: setup-dev
 	$(BIN)/ruff check .

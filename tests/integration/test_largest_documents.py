@@ -72,7 +72,7 @@ def newest(bootstrap: str, topic: str) -> dict[str, bytes | None]:
     return values
 
 
-@pytest.mark.parametrize("log", ["one machine", "kafka"])
+@pytest.mark.parametrize("log", ["one machine", pytest.param("kafka", marks=pytest.mark.long)])
 def test_the_largest_records_are_told_of_whole_or_are_letters_and_stop_nothing(
     homes: Callable[..., Any],
     notes: Callable[..., Any],

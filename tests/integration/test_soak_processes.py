@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from processes import changed
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 
 def test_whatever_part_is_killed_the_index_is_what_the_folder_is(
