@@ -30,7 +30,13 @@ def settled(twin: Any) -> dict[str, Any]:
 
 def must_be_found(twin: Any, notes: Any, title: str) -> None:
     assert twin.listed()[title]["state"] == "indexed"
-    assert [word for word in notes.words[title] if not twin.finds(word)] == []
+    assert [word for word in notes.words[title] if not is_found(twin, word)] == []
+
+
+def is_found(twin: Any, word: str) -> bool:
+    """Whether a search finds the word; hostile texts may well stand before it."""
+    hits = twin.asked("/api/search", {"question": f"the {word} station", "limit": 30})
+    return any(word in hit["text"] for hit in hits)
 
 
 def test_poisoned_messages_in_the_log_stop_nothing(running: Any, notes: Callable[..., Any]) -> None:
