@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 
+from corpus.batches import batches
 from corpus.index import CHUNK_FIELDS, LEDGER_FIELDS, ledger_point
 from corpus.points import EdgePoints, Points, ServerPoints, Where, edge_dimensions
 from corpus.settings import Settings
@@ -22,7 +23,7 @@ def erase_closed(settings: Settings, opened: Collection[str], document_ids: Sequ
     for chunks, ledger in closed_generations(settings, opened):
         with closing(chunks), closing(ledger):
             found += _count(chunks, ledger, document_ids)
-            for part in _parts(document_ids):
+            for part in batches(document_ids, TOGETHER):
                 chunks.delete(_of(part))
                 ledger.delete(_records(part))
             # Also where nothing was found: what was deleted before may be in the files.
@@ -71,7 +72,7 @@ def _on_server(settings: Settings, opened: Collection[str]) -> Iterator[tuple[Po
 
 
 def _count(chunks: Points, ledger: Points, document_ids: Sequence[str]) -> int:
-    return sum(chunks.count(_of(part)) + ledger.count(_records(part)) for part in _parts(document_ids))
+    return sum(chunks.count(_of(part)) + ledger.count(_records(part)) for part in batches(document_ids, TOGETHER))
 
 
 def _parts(document_ids: Sequence[str]) -> Iterator[list[str]]:

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import msgspec
 
+from corpus.batches import batches
 from corpus.documents import Document, author_identity, from_record, in_milliseconds, source_version, to_record
 from corpus.settings import Settings, without_password
 
@@ -184,7 +184,7 @@ class Warehouse:
 
     def raw_records(self, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
         """The records with these ids as they are stored; ids that are not there are left out."""
-        for part in _parts(ids, BATCH):
+        for part in batches(ids, BATCH):
             yield from self._found({"_id": {"$in": _stored_ids(part)}})
 
     def metadata(self, id: str) -> Mapping[str, Any]:
@@ -196,7 +196,7 @@ class Warehouse:
     def stamps(self, ids: Iterable[str] | None = None) -> Iterator[Stamp]:
         """Every document, or those with these ids, without texts. The order is not defined."""
         fields = dict.fromkeys(STAMP_FIELDS, 1)
-        filters = [{}] if ids is None else ({"_id": {"$in": _stored_ids(part)}} for part in _parts(ids, BATCH))
+        filters = [{}] if ids is None else ({"_id": {"$in": _stored_ids(part)}} for part in batches(ids, BATCH))
         for condition in filters:
             yield from map(_stamp, self._found(condition, fields))
 
@@ -219,7 +219,7 @@ class Warehouse:
     def addresses(self, ids: Iterable[str]) -> set[str]:
         """Where these documents are and were read."""
         found: set[str] = set()
-        for part in _parts(ids, BATCH):
+        for part in batches(ids, BATCH):
             for record in self._found({"_id": {"$in": _stored_ids(part)}}, {"url": 1, "metadata": 1}):
                 metadata = record.get("metadata")
                 told = metadata.get("requested_url") if isinstance(metadata, Mapping) else None
@@ -276,7 +276,7 @@ class Warehouse:
     def delete(self, ids: Iterable[str]) -> int:
         """Delete the documents; how many there were."""
         deleted = 0
-        for part in _parts(ids, BATCH):
+        for part in batches(ids, BATCH):
             condition = {"_id": {"$in": _stored_ids(part)}}
             deleted += self._asked(partial(self._documents.delete_many, condition)).deleted_count
         return deleted
@@ -414,12 +414,6 @@ def _stored_ids(ids: Sequence[str]) -> list[Any]:
     # BSON's have 64 bits.
     numbers = [int(id) for id in ids if WHOLE_NUMBER.fullmatch(id) and -(2**63) <= int(id) < 2**63]
     return [*ids, *numbers, *(ObjectId(id) for id in ids if ObjectId.is_valid(id))]
-
-
-def _parts(ids: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(ids)
-    while part := list(islice(iterator, size)):
-        yield part
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -358,7 +358,9 @@ def _verified_text(report: dict[str, Any] | None) -> str:
     """The last verification in a line."""
     if report is None:
         return "not since the app started (`twin verify`)"
-    faults = sum(report[kind] for kind in ("missing", "orphaned", "stale", "wrong_generation", "duplicate"))
+    from embedded.index_commands import KINDS
+
+    faults = sum(report[kind] for kind in KINDS)
     left = faults - report["repaired"]
     told = "no fault" if not faults else f"{faults} faults, {left} left" if left else f"{faults} faults, all repaired"
     at = report["finished_at"].partition(".")[0].replace("T", " ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicCollection
@@ -85,3 +86,14 @@ def delivery_failure(error: KafkaError | None, message: Message) -> str | None:
         return error.str()
     # A broker that lost its state may acknowledge what it did not write.
     return None if (message.offset() or 0) >= 0 and message.offset() is not None else "acknowledged without an offset"
+
+
+def noting(failed: list[str]) -> Callable[[KafkaError | None, Message], None]:
+    """What a producer calls for each message: why the log did not take it goes into `failed`."""
+
+    def delivered(error: KafkaError | None, message: Message) -> None:
+        reason = delivery_failure(error, message)
+        if reason is not None:
+            failed.append(reason)
+
+    return delivered

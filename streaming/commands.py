@@ -175,22 +175,13 @@ def _done(
 
 def _produced(settings: Settings, messages: Iterable[tuple[str, dict[str, Any]]]) -> list[str]:
     """Send messages in order; their letters' ids. Raises LogFailed when the log does not take one."""
-    from confluent_kafka import KafkaError
-    from confluent_kafka import Message as LogMessage
-
-    from streaming.clients import LogFailed, delivery_failure, producer
+    from streaming.clients import LogFailed, noting, producer
 
     failed: list[str] = []
-
-    def delivered(error: KafkaError | None, message: LogMessage) -> None:
-        reason = delivery_failure(error, message)
-        if reason is not None:
-            failed.append(reason)
-
     outlet = producer(_bootstrap(settings))
     ids: list[str] = []
     for id, message in messages:
-        outlet.produce(on_delivery=delivered, **message)
+        outlet.produce(on_delivery=noting(failed), **message)
         # One after the other: a message may be as large as all others together.
         outlet.flush()
         if failed:

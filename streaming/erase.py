@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -19,12 +18,13 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, TopicP
 from confluent_kafka import Message as LogMessage
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
 
+from corpus.batches import batches
 from corpus.closed_generations import count_closed, erase_closed
 from corpus.documents import canonical_url
 from corpus.index import QdrantIndex, author_keys
 from corpus.warehouse import Erasure, Warehouse
 from streaming.changes import document_of_key
-from streaming.clients import LogFailed, consumer, delivery_failure, partitions_of, producer
+from streaming.clients import LogFailed, consumer, noting, partitions_of, producer
 
 if TYPE_CHECKING:
     from corpus.settings import Settings
@@ -92,7 +92,7 @@ def choose(warehouse: Warehouse, index: QdrantIndex, ids: Sequence[str], author:
     stamps = {stamp.id: {"title": stamp.title, "url": stamp.url} for stamp in warehouse.stamps(sorted(wanted))}
     authors |= {id: name for document, id, name in bylines if document in wanted}
     gone = sorted(wanted - set(stamps))
-    recorded = {id for part in _parts(gone) for id in index.records(part)}
+    recorded = {id for part in batches(gone, TOGETHER) for id in index.records(part)}
     recorded |= (
         {id for erasure in warehouse.erasures({}) for id in erasure.document_ids if id in gone} if gone else set()
     )
@@ -371,15 +371,9 @@ def _bury(reach: Reach, erasure: Erasure) -> dict[str, int]:
 
 def _produce(bootstrap: str, messages: Iterable[tuple[str, bytes, bytes | None]]) -> None:
     failed: list[str] = []
-
-    def delivered(error: KafkaError | None, message: LogMessage) -> None:
-        reason = delivery_failure(error, message)
-        if reason is not None:
-            failed.append(reason)
-
     outlet = producer(bootstrap)
     for number, (topic, key, value) in enumerate(messages, 1):
-        outlet.produce(topic, value, key, headers=[SCHEMA_VERSION], on_delivery=delivered)
+        outlet.produce(topic, value, key, headers=[SCHEMA_VERSION], on_delivery=noting(failed))
         outlet.poll(0)
         if number % TOGETHER == 0:
             outlet.flush()
@@ -449,11 +443,13 @@ def _index_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Pla
 
 
 def _chunks(reach: Reach, ids: Sequence[str]) -> int:
-    return sum(1 for index in reach.indexes for part in _parts(ids) for _ in index.chunk_points(part))
+    return sum(1 for index in reach.indexes for part in batches(ids, TOGETHER) for _ in index.chunk_points(part))
 
 
 def _texts(reach: Reach, ids: Sequence[str]) -> int:
-    records = (record for index in reach.indexes for part in _parts(ids) for record in index.records(part).values())
+    records = (
+        record for index in reach.indexes for part in batches(ids, TOGETHER) for record in index.records(part).values()
+    )
     return sum(not record.deleted for record in records)
 
 
@@ -490,7 +486,3 @@ def _settings_of(bootstrap: str, topic: str) -> dict[str, str]:
     except KafkaException as error:
         raise LogFailed(f"the settings of topic {topic} cannot be read: {error.args[0].str()}") from error
     return {name: str(told[name].value) for name in COMPACTION if name in told}
-
-
-def _parts(ids: Sequence[str]) -> Iterator[list[str]]:
-    return ([id for _, id in part] for _, part in groupby(enumerate(ids), lambda each: each[0] // TOGETHER))

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaError
-from confluent_kafka import Message as LogMessage
-
 from corpus.agreement import Disagreement, compare
+from corpus.batches import batches
 from corpus.index import QdrantIndex
 from streaming.changes import REPAIR_HEADER, delete_envelope, upsert_envelope
-from streaming.clients import LogFailed, delivery_failure, producer
+from streaming.clients import LogFailed, noting, producer
 
 if TYPE_CHECKING:
     from corpus.warehouse import Warehouse
@@ -52,16 +49,9 @@ def reenter(
     identity = warehouse.identity()
     headers = [(REPAIR_HEADER, b"1")] if repair else []
     failed: list[str] = []
-
-    def delivered(error: KafkaError | None, message: LogMessage) -> None:
-        reason = delivery_failure(error, message)
-        if reason is not None:
-            failed.append(reason)
-
     outlet = producer(bootstrap)
     upserts = deletes = 0
-    remaining = iter(ids)
-    while part := list(islice(remaining, TOGETHER)):
+    for part in batches(ids, TOGETHER):
         version = warehouse.now()
         present = {str(record["_id"]): record for record in warehouse.raw_records(part)}
         for id in part:
@@ -71,7 +61,7 @@ def reenter(
             else:
                 envelope = delete_envelope(id, version, database, identity, headers)
                 deletes += 1
-            outlet.produce(topic, on_delivery=delivered, **envelope)
+            outlet.produce(topic, on_delivery=noting(failed), **envelope)
             outlet.poll(0)
         # A part at a time: documents are large, and all of them may have to be sent.
         outlet.flush()

@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
 
 from corpus.agreement import is_of_a_document, state
+from corpus.batches import batches
 from corpus.documents import ORDER_BITS, Document, from_record
 from corpus.index import QdrantIndex, Record, chunk_payload, ledger_point, record_of
 from streaming.indexing import Refusal, derive
@@ -185,14 +185,14 @@ class Verification:
                 self.warehouse.now(),
                 self.counts,
             )
-        return [fault for part in _parts(chosen, BATCH) for fault in self._look_at(part, (), (), derived)]
+        return [fault for part in batches(chosen, BATCH) for fault in self._look_at(part, (), (), derived)]
 
     def _look_again(self, faults: Collection[Fault], derived: bool) -> list[Fault]:
         """The same documents and points, after what was under way has arrived."""
         ids = list(dict.fromkeys(fault.document_id for fault in faults if fault.document_id is not None))
         found: dict[Fault, None] = {}
         strays = [fault for fault in faults if fault.point_id is not None]
-        for part in _parts(ids, BATCH):
+        for part in batches(ids, BATCH):
             own = set(part)
             mine = [fault for fault in strays if fault.document_id in own]
             found |= dict.fromkeys(self._look_at(part, *_points_of(mine), derived))
@@ -411,9 +411,3 @@ def _points_of(faults: Iterable[Fault]) -> tuple[list[str], list[str]]:
     """The points of the ledger and of chunks that these faults name."""
     named = [(fault.ledger, fault.point_id) for fault in faults if fault.point_id is not None]
     return [id for ledger, id in named if ledger], [id for ledger, id in named if not ledger]
-
-
-def _parts(ids: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(ids)
-    while part := list(islice(iterator, size)):
-        yield part

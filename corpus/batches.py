@@ -1,0 +1,13 @@
+"""Many ids in a few questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+
+def batches(ids: Iterable[str], size: int) -> Iterator[list[str]]:
+    """The ids in order, `size` at a time; the last batch may have fewer."""
+    iterator = iter(ids)
+    while part := list(islice(iterator, size)):
+        yield part
