@@ -41,6 +41,7 @@ Record = dict[str, Any]
 # Seconds, far beyond what any machine needs.
 PATIENCE = 60
 NOON = datetime(2024, 5, 1, 12, 0, 0, 123000, tzinfo=UTC)
+OBJECT_ID = ObjectId("66322d00a1b2c3d4e5f60718")
 
 
 class Running:
@@ -234,7 +235,7 @@ VALUES = [
     None,
     Binary(b"md5", 5),
     True,
-    ObjectId(),
+    OBJECT_ID,
     NOON,
     datetime(1, 1, 1, tzinfo=UTC),
     Decimal128("1.10"),
@@ -263,7 +264,7 @@ def test_a_value_comes_back_bit_by_bit(documents: Collection[Record], value: Any
 
 @pytest.mark.parametrize(
     "name",
-    ["s1", "7", "a" * 24, ObjectId(), 7, Int64(2**40), 1.5, NOON, {"a": 1, "b": "x"}, b"bytes", True, None],
+    ["s1", "7", "a" * 24, OBJECT_ID, 7, Int64(2**40), 1.5, NOON, {"a": 1, "b": "x"}, b"bytes", True, None],
     ids=repr,
 )
 def test_an_id_keeps_its_type(documents: Collection[Record], name: Any) -> None:
