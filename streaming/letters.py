@@ -189,7 +189,8 @@ class OpenLetters:
         self._open: dict[str, Letter] = {}
         self._next: dict[int, int] = {}
         self._discarded = 0
-        self._lock = threading.Lock()
+        # Who asks what is open need not wait for who waits for the log.
+        self._lock, self._reading = threading.Lock(), threading.Lock()
         self._reader: Any = consumer(bootstrap, "twin-letters", **READING)
         ended: set[int] = set()
         try:
@@ -215,11 +216,15 @@ class OpenLetters:
         self._read(lambda: all(self._next.get(number, 0) > offset for number, offset in offsets.items()), set())
 
     def refresh(self) -> None:
-        """Take in what others published meanwhile, as far as it has arrived."""
-        with self._lock:
+        """Take in what others published meanwhile, as far as it has arrived; left to whoever is reading already."""
+        if not self._reading.acquire(blocking=False):
+            return
+        try:
             while self._reader is not None and (messages := self._reader.consume(100, 0)):
                 for message in messages:
                     self._take(message)
+        finally:
+            self._reading.release()
 
     def discarded(self) -> int:
         """How many letters were discarded since this was last asked."""
@@ -228,13 +233,13 @@ class OpenLetters:
             return discarded
 
     def close(self) -> None:
-        with self._lock:
+        with self._reading:
             if self._reader is not None:
                 self._reader.close()
             self._reader = None
 
     def _read(self, done: Callable[[], bool], ended: set[int]) -> None:
-        with self._lock:
+        with self._reading:
             patience = time.monotonic() + PATIENCE
             while not done():
                 message = self._reader.poll(POLL_SECONDS)
@@ -260,10 +265,11 @@ class OpenLetters:
         value = message.value()
         if id is None:
             return False
-        if value:
-            self._open[id] = read_letter(id, _encoded(value), (partition, offset))
-        elif self._open.pop(id, None) is not None:
-            self._discarded += (RESOLUTION_HEADER, b"discarded") in (message.headers() or ())
+        with self._lock:
+            if value:
+                self._open[id] = read_letter(id, _encoded(value), (partition, offset))
+            elif self._open.pop(id, None) is not None:
+                self._discarded += (RESOLUTION_HEADER, b"discarded") in (message.headers() or ())
         return False
 
 

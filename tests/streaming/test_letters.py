@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -181,6 +182,23 @@ def publish(cluster: str, *messages: dict[str, Any]) -> dict[int, int]:
         outlet.produce("letters", on_delivery=lambda _, it: came_to.update({it.partition(): it.offset()}), **message)
         outlet.flush()
     return came_to
+
+
+def test_what_is_open_is_told_while_somebody_waits_for_the_log(cluster: str) -> None:
+    message = {"key": b"d", "value": letter_value(DeadLetter(MESSAGE, "clean", "one", "d"), "g1", NOW)}
+    ((partition, offset),) = publish(cluster, message).items()
+    letters = OpenLetters(cluster, "letters")
+    waiting = threading.Thread(target=letters.follow, args=[{partition: offset + 1}])
+    try:
+        waiting.start()
+        # Nothing of that offset is there yet: who waits for it goes on, and others are answered meanwhile.
+        letters.refresh()
+        assert [letter.letter_id for letter in letters.found()] == ["d"]
+        assert waiting.is_alive()
+    finally:
+        publish(cluster, message)
+        waiting.join()
+        letters.close()
 
 
 def test_the_newest_letter_of_each_id_is_open_until_its_tombstone(cluster: str) -> None:
