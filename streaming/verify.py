@@ -265,7 +265,7 @@ def compare(
 ) -> list[Fault]:
     """What differs between a ledger's records, the points of chunks, and the documents of the warehouse.
 
-    One pass over each, in this order. Held in memory: about 200 bytes a chunk and 600 a document. `now` is the newest
+    One pass over each, in this order. Held in memory: about 200 bytes a chunk and 1.3 kB a document. `now` is the newest
     version of the warehouse: what claims to be later cannot be overwritten; `counts` gets `documents` and `chunks`.
     """
     ledger = _Ledger(generation, now)
@@ -327,8 +327,15 @@ class _Ledger:
         self._documents.append(id)
         self._expected.update((key, fingerprint + number) for key, fingerprint in promised)
         if not record.deleted:
-            # Without what the rest of the comparison does not ask.
-            self.live[id] = replace(record, text="", places=(), title="", url="")
+            # Only what the rest of the comparison asks: every record is held here at once.
+            self.live[id] = Record(
+                id,
+                record.seen,
+                record.version,
+                source_hash=record.source_hash,
+                crawled_at=record.crawled_at,
+                failure=record.failure,
+            )
         if record.seen > self._now + AHEAD:
             return Fault("stale", "its record is of the future", id, stored.id, ledger=True, reachable=False)
         if payload.get("generation") != self._generation:

@@ -43,6 +43,8 @@ CREATE TABLE IF NOT EXISTS documents (
     body BLOB NOT NULL,
     UNIQUE (collection, key)
 );
+-- In the order of insertion: without it each few rows of a scan would be found by sorting the whole collection.
+CREATE INDEX IF NOT EXISTS documents_in_order ON documents (collection, id);
 CREATE TABLE IF NOT EXISTS entries (
     indexed INTEGER NOT NULL, key BLOB NOT NULL, document INTEGER NOT NULL, PRIMARY KEY (indexed, key, document)
 ) WITHOUT ROWID;

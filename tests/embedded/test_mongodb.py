@@ -32,7 +32,7 @@ from pymongo.write_concern import WriteConcern
 
 from embedded.mongodb import connection_string
 from embedded.mongodb.query import matcher
-from embedded.mongodb.store import Store
+from embedded.mongodb.store import Store, scan
 from embedded.mongodb.update import difference, updated
 from embedded.mongodb.values import identity, order
 from embedded.mongodb.wire import OP_MSG, Request, reply_to
@@ -999,13 +999,38 @@ def test_the_clock_never_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert positions == sorted(set(positions))
 
 
+def test_the_work_of_a_scan_grows_with_the_collection_only(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    instructions: list[int] = []
+
+    def read(target: Any) -> tuple[int, int]:
+        """How many documents a scan reads, and how many thousand instructions of SQLite it takes."""
+        instructions.clear()
+        store.reader().set_progress_handler(lambda: instructions.append(1), 1000)
+        found = sum(1 for _ in scan(store.reader, target, {}))
+        store.reader().set_progress_handler(None, 0)
+        return found, len(instructions)
+
+    with store.writing() as writer:
+        small, large = writer.create("twin", "small"), writer.create("twin", "large")
+        for number in range(2_000):
+            writer.insert(small, {"_id": number})
+        for number in range(16_000):
+            writer.insert(large, {"_id": number})
+    found, few = read(small)
+    assert found == 2_000
+    found, many = read(large)
+    assert found == 16_000
+    assert many < 12 * few
+    store.release()
+    store.close()
+
+
 def test_a_store_in_the_history_gives_room_back(tmp_path: Path) -> None:
     store = Store(tmp_path, history=1000, history_bytes=200_000)
     with store.writing() as writer:
         target = writer.create("twin", "documents")
         writer.insert(target, {"_id": 1, "text": ""})
-    from embedded.mongodb.store import scan
-
     for number in range(60):
         with store.writing() as writer:
             (version,) = scan(lambda writer=writer: writer.connection, target, {"_id": 1})  # type: ignore[misc]
