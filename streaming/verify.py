@@ -265,8 +265,9 @@ def compare(
 ) -> list[Fault]:
     """What differs between a ledger's records, the points of chunks, and the documents of the warehouse.
 
-    One pass over each, in this order. Held in memory: about 200 bytes a chunk and 1.3 kB a document. `now` is the newest
-    version of the warehouse: what claims to be later cannot be overwritten; `counts` gets `documents` and `chunks`.
+    One pass over each, in this order. Held in memory: about 200 bytes a chunk and 1.3 kB a document. `now` is the
+    newest version of the warehouse: what claims to be later cannot be overwritten; `counts` gets `documents` and
+    `chunks`.
     """
     ledger = _Ledger(generation, now)
     found = [fault for stored in records if (fault := ledger.take(stored)) is not None]
