@@ -7,9 +7,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from corpus.terminal import bounded
 
 if TYPE_CHECKING:
     from corpus.settings import Settings
@@ -36,7 +36,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     wait = subparsers.add_parser("wait", help="return when every acknowledged change is searchable")
     wait.add_argument(
         "--timeout",
-        type=number(float, 0, math.inf, "a number of seconds"),
+        type=bounded(float, 0, math.inf, "a number of seconds"),
         default=300.0,
         metavar="S",
         help="give up after S seconds (default 300)",
@@ -49,7 +49,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     serve.add_argument(
         "--port",
-        type=number(int, 0, 65_535, "a port"),
+        type=bounded(int, 0, 65_535, "a port"),
         metavar="P",
         help="where to listen (default: TWIN_PORT, else 8787)",
     )
@@ -57,24 +57,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     stream = subparsers.add_parser("stream", help="run the dataflow alone, for an index on a Qdrant server")
     stream.add_argument(
         "--workers",
-        type=number(int, 1, 1_000, "a number of workers"),
+        type=bounded(int, 1, 1_000, "a number of workers"),
         default=1,
         metavar="N",
         help="worker threads; partitions are shared among them",
     )
     stream.set_defaults(handler=_stream)
-
-
-def number(kind: Callable[[str], float], least: float, most: float, said: str) -> Callable[[str], float]:
-    """A reader of an option's value; `said` tells which values there are."""
-
-    def read(text: str) -> float:
-        with suppress(ValueError):
-            if least <= (number := kind(text)) <= most:
-                return number
-        raise argparse.ArgumentTypeError(f"{text!r} is not {said}")
-
-    return read
 
 
 # up and down
@@ -358,9 +346,7 @@ def _verified_text(report: dict[str, Any] | None) -> str:
     """The last verification in a line."""
     if report is None:
         return "not since the app started (`twin verify`)"
-    from embedded.index_commands import KINDS
-
-    faults = sum(report[kind] for kind in KINDS)
+    faults = report["found"]
     left = faults - report["repaired"]
     told = "no fault" if not faults else f"{faults} faults, {left} left" if left else f"{faults} faults, all repaired"
     at = report["finished_at"].partition(".")[0].replace("T", " ")

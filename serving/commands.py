@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from corpus.terminal import bold, bounded, faint, print_json, printable
+
 if TYPE_CHECKING:
     from corpus.settings import Settings
 
@@ -21,7 +23,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     search = subparsers.add_parser("search", help="show the passages that fit a question best")
     search.add_argument("question", metavar="QUESTION")
     search.add_argument(
-        "--limit", type=_up_to(100), default=10, metavar="N", help="how many passages (1 to 100, default 10)"
+        "--limit",
+        type=bounded(int, 1, 100, "a number from 1 to 100"),
+        default=10,
+        metavar="N",
+        help="how many passages (1 to 100, default 10)",
     )
     _add_filters(search)
     _finish(search, show_search)
@@ -29,7 +35,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     ask = subparsers.add_parser("ask", help="answer a question from the documents, with citations")
     ask.add_argument("question", metavar="QUESTION")
     ask.add_argument(
-        "--limit", type=_up_to(20), default=6, metavar="N", help="passages to answer from (1 to 20, default 6)"
+        "--limit",
+        type=bounded(int, 1, 20, "a number from 1 to 20"),
+        default=6,
+        metavar="N",
+        help="passages to answer from (1 to 20, default 6)",
     )
     _add_filters(ask)
     _finish(ask, show_answer)
@@ -75,15 +85,6 @@ def _add_origin(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--platform", metavar="P", help="only what came from there: files, git, or a host")
 
 
-def _up_to(most: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if text.isdecimal() and 1 <= int(text) <= most:
-            return int(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {most}")
-
-    return number
-
-
 def _category(name: str) -> str:
     from corpus.categories import UnknownCategory, category_of
 
@@ -116,7 +117,7 @@ def show_answer(arguments: argparse.Namespace, settings: Settings) -> int:
     try:
         for name, value in events(settings, "/api/ask", body):
             if name == "token":
-                sys.stdout.write(_printable(value["text"]))
+                sys.stdout.write(printable(value["text"]))
                 sys.stdout.flush()
             elif name == "done":
                 sys.stdout.write(_below_answer(value))
@@ -175,11 +176,11 @@ def delete_documents(arguments: argparse.Namespace, settings: Settings) -> int:
         return _failed(error)
     unknown = [given for given, id in found.items() if id is None]
     if arguments.json:
-        _print_json({"deleted": deleted, "unknown": unknown})
+        print_json({"deleted": deleted, "unknown": unknown})
     elif deleted:
         sys.stdout.write(f"deleted {_count(deleted, 'document')}\n")
     if unknown:
-        sys.stderr.write(f"twin: {_printable(unknown_documents(unknown))}\n")
+        sys.stderr.write(f"twin: {printable(unknown_documents(unknown))}\n")
         return 1
     return 0
 
@@ -216,21 +217,14 @@ def _answered(ask: Callable[[], Any], arguments: argparse.Namespace, told: Calla
     except (AppRefused, AppUnavailable) as error:
         return _failed(error)
     if arguments.json:
-        _print_json(answer)
+        print_json(answer)
     else:
         sys.stdout.write(told(answer))
     return 0
 
 
-def _print_json(value: Any) -> None:
-    import json
-
-    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
-    sys.stdout.write("\n")
-
-
 def _failed(error: Exception) -> int:
-    sys.stderr.write(f"twin: {_printable(str(error))}\n")
+    sys.stderr.write(f"twin: {printable(str(error))}\n")
     # What the app cannot take is wrong use; what is not there, or not now, is a failure.
     return 2 if getattr(error, "status", None) in (400, 413) else 1
 
@@ -239,9 +233,7 @@ def _hits(hits: Sequence[Mapping[str, Any]], question: str) -> str:
     if not hits:
         return "nothing found\n"
     return "\n".join(
-        f"{_bold(f'{n:>2}. {_title(hit)}')}\n"
-        f"    {_excerpt(hit['text'], question)}\n"
-        f"    {_faint(_printable(hit['url']))}\n"
+        f"{bold(f'{n:>2}. {_title(hit)}')}\n    {_excerpt(hit['text'], question)}\n    {faint(printable(hit['url']))}\n"
         for n, hit in enumerate(hits, 1)
     )
 
@@ -250,7 +242,7 @@ def _excerpt(text: str, question: str, width: int = 240) -> str:
     """About `width` characters of the text around the longest word of the question that it holds, its words marked."""
     import re
 
-    plain = _printable(" ".join(text.split()))
+    plain = printable(" ".join(text.split()))
     words = sorted(set(re.findall(r"\w{3,}", question)), key=lambda word: (-len(word), word))
     spots = [match.start() for word in words if (match := re.search(re.escape(word), plain, re.IGNORECASE))]
     start = max(0, (spots[0] if spots else 0) - width // 3)
@@ -260,27 +252,27 @@ def _excerpt(text: str, question: str, width: int = 240) -> str:
     shown = ("… " if start else "") + plain[start:end] + (" …" if end < len(plain) else "")
     if not words:
         return shown
-    return re.sub("|".join(map(re.escape, words)), lambda match: _bold(match[0]), shown, flags=re.IGNORECASE)
+    return re.sub("|".join(map(re.escape, words)), lambda match: bold(match[0]), shown, flags=re.IGNORECASE)
 
 
 def _below_answer(answer: Mapping[str, Any]) -> str:
     lines = ["\n"]
     if answer.get("notice"):
-        lines.append(f"\n{_faint(_printable(answer['notice']))}\n")
+        lines.append(f"\n{faint(printable(answer['notice']))}\n")
     above = None
     for citation in answer["citations"]:
-        address = "" if citation["url"] == above else f"    {_faint(_printable(citation['url']))}\n"
-        lines.append(f"{chr(10) if address else ''}[{citation['n']}] {_bold(_title(citation))}\n{address}")
+        address = "" if citation["url"] == above else f"    {faint(printable(citation['url']))}\n"
+        lines.append(f"{chr(10) if address else ''}[{citation['n']}] {bold(_title(citation))}\n{address}")
         above = citation["url"]
         if answer["mode"] == "generated":
-            lines.append(f"    “{_printable(' '.join(citation['quote'].split()))}”\n")
+            lines.append(f"    “{printable(' '.join(citation['quote'].split()))}”\n")
     return "".join(lines)
 
 
 def _title(row: Mapping[str, Any]) -> str:
     from corpus.documents import headings_below
 
-    return _printable(" › ".join((row["title"], *headings_below(row.get("heading_path", ()), row["title"]))))
+    return printable(" › ".join((row["title"], *headings_below(row.get("heading_path", ()), row["title"]))))
 
 
 def _table(rows: Sequence[Mapping[str, Any]], chosen: bool) -> str:
@@ -289,14 +281,14 @@ def _table(rows: Sequence[Mapping[str, Any]], chosen: bool) -> str:
     # Of an address its end tells most; who reads it through a pipe gets all of it.
     beside = 36 + 8 + 6 + AUTHOR + TITLE + 5 * 2
     left = max(20, _columns() - beside) if sys.stdout.isatty() else None
-    lines = [_bold(_row("ID", "STATE", "CHUNKS", "AUTHOR", "TITLE", "SOURCE"))]
+    lines = [bold(_row("ID", "STATE", "CHUNKS", "AUTHOR", "TITLE", "SOURCE"))]
     for row in rows:
-        url = _printable(row["url"])
+        url = printable(row["url"])
         source = url if left is None or len(url) <= left else "…" + url[1 - left :]
-        id, author, title = (_printable(row[name]) for name in ("document_id", "author", "title"))
+        id, author, title = (printable(row[name]) for name in ("document_id", "author", "title"))
         lines.append(_row(id, row["state"], str(row["chunks"]), author, title, source))
         if row.get("reason"):
-            lines.append(f"    {_printable(row['reason'])}\n")
+            lines.append(f"    {printable(row['reason'])}\n")
     return "".join(lines) + _count(len(rows), "document") + "\n"
 
 
@@ -331,23 +323,10 @@ def _document(document: Mapping[str, Any]) -> str:
         *((name, value) for name, value in document["metadata"].items() if name != "language"),
     )
     told = ((name, ", ".join(map(str, value)) if isinstance(value, list) else value) for name, value in about)
-    shown = ((_printable(name), _printable(str(value))) for name, value in told if value is not None)
+    shown = ((printable(name), printable(str(value))) for name, value in told if value is not None)
     head = "".join(f"{name:<9} {value}\n" for name, value in shown)
-    return f"{_bold(_printable(document['title']))}\n{head}\n{_printable(document['text'])}\n"
+    return f"{bold(printable(document['title']))}\n{head}\n{printable(document['text'])}\n"
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _printable(text: str) -> str:
-    """The text without control characters: a document never moves the cursor or colours of a reader's terminal."""
-    return "".join(char for char in text if char.isprintable() or char in "\n\t")
-
-
-def _bold(text: str) -> str:
-    return f"\x1b[1m{text}\x1b[0m" if sys.stdout.isatty() else text
-
-
-def _faint(text: str) -> str:
-    return f"\x1b[2m{text}\x1b[0m" if sys.stdout.isatty() else text

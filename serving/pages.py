@@ -214,7 +214,7 @@ def _verified(report: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The last verification as the page tells of it; None before the first."""
     if report is None:
         return None
-    found = sum(report[kind] for kind in ("missing", "orphaned", "stale", "wrong_generation", "duplicate"))
+    found = report["found"]
     return {
         "at": datetime.fromisoformat(report["finished_at"]),
         "documents": report["documents"],

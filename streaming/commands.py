@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from corpus.terminal import bold, print_json, printable
+
 if TYPE_CHECKING:
     from corpus.settings import Settings
     from streaming.letters import Chosen, Letter, OpenLetters
@@ -128,7 +130,7 @@ def _listed(arguments: argparse.Namespace, letters: OpenLetters) -> int:
     chosen = _chosen(arguments)
     found = [letter for letter in letters.found() if chosen.holds(letter)]
     if arguments.json:
-        _print_json([_plain(letter) for letter in found])
+        print_json([_plain(letter) for letter in found])
     else:
         sys.stdout.write(_table(found, len(letters.found())))
     return 0
@@ -140,7 +142,7 @@ def _shown(arguments: argparse.Namespace, settings: Settings, letters: OpenLette
     wanted = [letter for letter in letters.found() if letter.letter_id == arguments.id]
     for letter, value in values(_bootstrap(settings), settings.dead_letters_topic, wanted):
         if arguments.json:
-            _print_json(json.loads(value))
+            print_json(json.loads(value))
         else:
             sys.stdout.write(_described(letter, value))
         return 0
@@ -163,11 +165,11 @@ def _done(
     named = [letter for id, letter in known.items() if id in arguments.ids or not arguments.ids]
     ids, refused = act([letter for letter in named if chosen.holds(letter)])
     if arguments.json:
-        _print_json({done: ids, "unknown": unknown, "refused": refused})
+        print_json({done: ids, "unknown": unknown, "refused": refused})
     else:
         sys.stdout.write(f"{done} {_count(len(ids))}\n")
     for id, reason in refused.items():
-        sys.stderr.write(f"twin: {_printable(id)}: {reason}\n")
+        sys.stderr.write(f"twin: {printable(id)}: {reason}\n")
     if unknown:
         return _failed(_unknown(unknown))
     return 1 if refused else 0
@@ -215,12 +217,12 @@ def _plain(letter: Letter) -> dict[str, Any]:
 def _table(letters: list[Letter], open: int) -> str:
     if not letters:
         return "nothing found\n" if open else "no open dead letters\n"
-    width = max(len("LETTER"), *(len(_printable(letter.letter_id)) for letter in letters))
-    lines = [_bold(_row("LETTER", width, "STEP", "ATTEMPTS", "FAILED"))]
+    width = max(len("LETTER"), *(len(printable(letter.letter_id)) for letter in letters))
+    lines = [bold(_row("LETTER", width, "STEP", "ATTEMPTS", "FAILED"))]
     for letter in letters:
         attempts, failed = str(letter.attempts), _time(letter.failed_at)
-        lines.append(_row(_printable(letter.letter_id), width, letter.step, attempts, failed))
-        lines.append(f"    {_printable(' '.join(letter.reason.split()))}\n")
+        lines.append(_row(printable(letter.letter_id), width, letter.step, attempts, failed))
+        lines.append(f"    {printable(' '.join(letter.reason.split()))}\n")
     return "".join(lines) + _count(len(letters)) + "\n"
 
 
@@ -245,9 +247,9 @@ def _described(letter: Letter, value: bytes) -> str:
         ("key", _excerpt(message.key)),
         ("value", _excerpt(message.value)),
     ]
-    rows = [(_printable(name), _printable(str(told))) for name, told in about if told is not None]
+    rows = [(printable(name), printable(str(told))) for name, told in about if told is not None]
     width = max(len(name) for name, _ in rows)
-    return f"{_bold(_printable(letter.letter_id))}\n" + "".join(f"{name:<{width}}  {told}\n" for name, told in rows)
+    return f"{bold(printable(letter.letter_id))}\n" + "".join(f"{name:<{width}}  {told}\n" for name, told in rows)
 
 
 def _excerpt(value: bytes | None) -> str:
@@ -265,20 +267,6 @@ def _count(number: int) -> str:
     return f"{number:,} dead letter{'' if number == 1 else 's'}"
 
 
-def _printable(text: str) -> str:
-    """The text without control characters: a message never moves the cursor or colours of a reader's terminal."""
-    return "".join(char for char in text if char.isprintable() or char in "\n\t")
-
-
-def _bold(text: str) -> str:
-    return f"\x1b[1m{text}\x1b[0m" if sys.stdout.isatty() else text
-
-
-def _print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
-    sys.stdout.write("\n")
-
-
 def _failed(reason: str) -> int:
-    sys.stderr.write(f"twin: {_printable(reason)}\n")
+    sys.stderr.write(f"twin: {printable(reason)}\n")
     return 1

@@ -101,7 +101,7 @@ class Report:
 def summary(report: Report) -> dict[str, Any]:
     """A report as `twin status` shows it, without its list of faults."""
     told: dict[str, Any] = msgspec.to_builtins(report)
-    return {name: value for name, value in told.items() if name != "faults"}
+    return {"found": report.found, **{name: value for name, value in told.items() if name != "faults"}}
 
 
 def described(report: Report) -> dict[str, Any]:
