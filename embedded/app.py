@@ -485,12 +485,13 @@ def _must_run(progress: Progress) -> None:
         raise RuntimeError(progress.reason or f"the dataflow is {progress.state}")
 
 
-def follow(settings: Settings, workers: int) -> None:
-    """Run the dataflow alone until interrupted, for an index on a Qdrant server."""
+def follow(settings: Settings, workers: int, metrics_port: int | None = None) -> None:
+    """Run the dataflow alone until interrupted, for an index on a Qdrant server. Raises OSError without the port."""
     import signal
 
     from corpus.warehouse import connect
     from embedded.reindexing import Generations
+    from streaming.metrics import BesideMetrics, StreamMetrics, served
 
     with ExitStack() as stack:
         warehouse = connect(settings)
@@ -501,6 +502,11 @@ def follow(settings: Settings, workers: int) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: ended.set())
         generations.open()
+        if metrics_port is not None:
+            # Not the oldest change and not the verifications: the app tells of those, for all workers.
+            told = StreamMetrics(generations.progress), BesideMetrics(generations.progress_beside)
+            address = stack.enter_context(served(told, settings.host, metrics_port))
+            sys.stderr.write(f"twin: metrics at {address}\n")
         watch = Repeated("generations", generations.look, GENERATIONS_INTERVAL)
         stack.callback(watch.stop)
         watch.start()

@@ -62,6 +62,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         help="worker threads; partitions are shared among them",
     )
+    stream.add_argument(
+        "--metrics-port",
+        type=bounded(int, 0, 65_535, "a port"),
+        metavar="PORT",
+        help="tell Prometheus at this port of TWIN_HOST (0: any free one)",
+    )
     stream.set_defaults(handler=_stream)
 
 
@@ -448,5 +454,5 @@ def _stream(namespace: argparse.Namespace, settings: Settings) -> int:
         raise InvalidSettings("a local index belongs to the app (`twin up`): set TWIN_QDRANT_URL for `twin stream`")
     if settings.kafka_bootstrap_servers is None:
         raise InvalidSettings("`twin stream` reads a log: set TWIN_KAFKA_BOOTSTRAP_SERVERS")
-    follow(settings, namespace.workers)
+    follow(settings, namespace.workers, namespace.metrics_port)
     return 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from math import isinf
 
+from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -93,6 +95,24 @@ class StreamMetrics(Collector):
             yield _gauge("twin_oldest_still_seconds", "Since the committed offsets were first seen as they are.", still)
         if looked is not None:
             yield _gauge("twin_oldest_look_age_seconds", "Since the log was last asked for the oldest change.", looked)
+
+
+@contextmanager
+def served(collectors: Iterable[Collector], host: str, port: int) -> Iterator[str]:
+    """The address at which Prometheus is told of these, by a thread. Raises OSError if that cannot be had."""
+    registry = CollectorRegistry()
+    for collector in collectors:
+        registry.register(collector)
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        raise OSError(f"metrics cannot be told at {host}:{port}: {error.strerror}; choose another port") from error
+    try:
+        yield f"http://{host}:{server.server_port}/metrics"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def _gauge(name: str, told: str, value: float) -> Metric:

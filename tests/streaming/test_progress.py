@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from urllib.request import urlopen
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from streaming.lag import Head, Probe
 from streaming.log import Log
-from streaming.metrics import StreamMetrics
+from streaming.metrics import StreamMetrics, served
 from streaming.progress import Progress
 
 
@@ -117,3 +119,14 @@ def test_the_oldest_change_has_a_gauge_for_each_partition() -> None:
 
     assert told["twin_oldest_unprocessed_seconds", "0"] == 0
     assert told["twin_oldest_unprocessed_seconds", "1"] == 12
+
+
+def test_workers_without_the_app_tell_prometheus_themselves() -> None:
+    progress = Progress()
+    progress.count(chunks_embedded=3)
+    with served([StreamMetrics(progress)], "127.0.0.1", 0) as address:
+        with urlopen(address) as answer:  # noqa: S310
+            assert 'twin_stream_total{what="chunks_embedded"} 3.0' in answer.read().decode().splitlines()
+        port = int(address.rpartition(":")[2].partition("/")[0])
+        with pytest.raises(OSError, match=r"choose another port"), served([], "127.0.0.1", port):
+            pass
