@@ -132,7 +132,7 @@ def _up_detached(settings: Settings) -> int:
     """Start the supervisor in a session of its own and watch it until every part is ready."""
     import subprocess
 
-    from embedded.home import HomeUnusable, make, read_parts, tail
+    from embedded.home import MODULE, HomeUnusable, make, read_parts, tail
 
     try:
         make(settings.home)
@@ -144,7 +144,7 @@ def _up_detached(settings: Settings) -> int:
     with path.open("ab") as output:
         began = output.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "embedded.cli", "--home", str(settings.home), "up"],
+            [*MODULE, "embedded.cli", "--home", str(settings.home), "up"],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from embedded.home import MODULE
+
 SOURCES = ("README.md", "docs", "corpus", "streaming", "serving", "ingestion")
 QUESTION = "Where does a document become chunks?"
-TWIN = (sys.executable, "-m", "embedded.cli")
+TWIN = (*MODULE, "embedded.cli")
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from corpus.settings import ADDRESSES
 
 LOCK, PARTS = "supervisor.lock", "parts.json"
 PART_NAMES = ("documents", "log", "capture", "app")
+# How to start a module of ours: without the current folder, whose files may have the names of modules.
+MODULE = (sys.executable, "-P", "-m")
 
 
 class HomeUnusable(RuntimeError):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from corpus.settings import Settings, credentials, without_password
 from embedded import log
+from embedded.home import MODULE
 from embedded.mongodb import connection_string
 from ingestion.capture import CaptureStatus, read_status, status_file
 
@@ -47,7 +47,14 @@ def documents_part(home: Path, port: int) -> Part:
     return Part(
         name="documents",
         address=connection_string(port),
-        command=lambda: [sys.executable, "-m", "embedded.mongodb", "--port", str(port), "--directory", str(directory)],
+        command=lambda: [
+            *MODULE,
+            "embedded.mongodb",
+            "--port",
+            str(port),
+            "--directory",
+            str(directory),
+        ],
         ready=lambda pid: accepts(port),
     )
 
@@ -68,7 +75,7 @@ def capture_part(settings: Settings) -> Part:
     def command() -> list[str]:
         # What the process before wrote says nothing about this one.
         status.unlink(missing_ok=True)
-        return [sys.executable, "-m", "embedded.capture", "--status", str(status)]
+        return [*MODULE, "embedded.capture", "--status", str(status)]
 
     def told() -> CaptureStatus:
         return read_status(status, datetime.now(UTC))
@@ -87,7 +94,7 @@ def app_part(address: str) -> Part:
     return Part(
         name="app",
         address=address,
-        command=lambda: [sys.executable, "-m", "embedded.cli", "serve", "--stream", "--port", port],
+        command=lambda: [*MODULE, "embedded.cli", "serve", "--stream", "--port", port],
         ready=lambda pid: answers(f"{address}/health/ready", pid),
     )
 

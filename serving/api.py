@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing
@@ -23,6 +24,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from corpus.agreement import State as DocumentState
 from corpus.agreement import compare
 from corpus.embedding import EmbedderUnavailable
+from corpus.generations import GenerationMismatch
 from corpus.index import Filters, Hit, Index
 from corpus.prompts import Message
 from serving.answering import Answer, Event, Finished, Retrieved, Stopped, Token, answering, complete
@@ -31,6 +33,7 @@ from serving.metrics import Metrics
 from serving.parts import Parts, Reconciled, Status, Warehouse
 from serving.retrieval import Passage, checked_question, filters_from, known_category, period, search
 
+log = logging.getLogger(__name__)
 Given = NamedDependency[SkipValidation[Parts]]
 Counted = NamedDependency[SkipValidation[Metrics]]
 AnyRequest = Request[Any, Any, State]
@@ -464,12 +467,29 @@ def event_stream(events: AsyncIterator[tuple[str, Any]]) -> Stream:
     """Named events as a response of server-sent events (HTML standard, section 9.2)."""
 
     async def encoded() -> AsyncGenerator[bytes]:
-        async for name, value in events:
-            yield f"event: {name}\ndata: ".encode() + msgspec.json.encode(value) + b"\n\n"
+        try:
+            async for name, value in events:
+                yield _event(name, value)
+        except Exception as error:  # the answer has begun: what failed can be said within it only
+            _, message, kind = failure(error)
+            log.exception("an answer broke off")
+            yield _event("error", {"message": message, "type": kind})
 
     return Stream(
         encoded(), media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"}
     )
+
+
+def _event(name: str, value: Any) -> bytes:
+    return f"event: {name}\ndata: ".encode() + msgspec.json.encode(value) + b"\n\n"
+
+
+def failure(error: Exception) -> tuple[int, str, str]:
+    """Status, message and kind of what went wrong within the app, without its details."""
+    if isinstance(error, ConnectionError | GenerationMismatch):
+        # The index, the warehouse and their like: away for the moment, and they say so themselves.
+        return 503, str(error) or "a part of the app is not available at the moment", "unavailable"
+    return 500, "the app could not answer; its log says why", "internal_error"
 
 
 async def unless_gone(request: AnyRequest, work: Coroutine[Any, Any, T]) -> T:

@@ -14,7 +14,6 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from corpus.generations import GenerationMismatch
 from serving import api, openai, pages
 from serving.access import MAX_BODY, error_body, guarded
 from serving.metrics import Metrics, measured
@@ -108,10 +107,7 @@ def _told(error: Exception) -> tuple[int, str, str]:
         return error.status_code, _detail(error), KINDS.get(error.status_code, "error")
     if isinstance(error, api.ClientGone) or _hung_up(error):
         return 499, "the client hung up", "client_gone"
-    if isinstance(error, ConnectionError | GenerationMismatch):
-        # The index, the warehouse and their like: away for the moment, and they say so themselves.
-        return 503, str(error) or "a part of the app is not available at the moment", "unavailable"
-    return 500, "the app could not answer; its log says why", "internal_error"
+    return api.failure(error)
 
 
 def _hung_up(error: Exception) -> bool:

@@ -114,16 +114,20 @@ def show_answer(arguments: argparse.Namespace, settings: Settings) -> int:
     body = {"question": arguments.question, "limit": arguments.limit, "filters": _given(arguments)}
     if arguments.json:
         return _answered(lambda: call(settings, "POST", "/api/ask", body), arguments, lambda answer: "")
+    reason, ended = "it broke off in the middle of its answer: see `twin status`", False
     try:
         for name, value in events(settings, "/api/ask", body):
             if name == "token":
                 sys.stdout.write(printable(value["text"]))
                 sys.stdout.flush()
+            elif name == "error":
+                reason = value["message"]
             elif name == "done":
                 sys.stdout.write(_below_answer(value))
+                ended = True
     except (AppRefused, AppUnavailable) as error:
         return _failed(error)
-    return 0
+    return 0 if ended else _failed(AppUnavailable(f"the app did not answer: {reason}"))
 
 
 def list_documents(arguments: argparse.Namespace, settings: Settings) -> int:

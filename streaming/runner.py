@@ -64,7 +64,7 @@ class DataflowRunner:
                     if self._progress.state != "waiting":
                         self._progress.report("running", None)
                     cluster_main(flow, [], 0, worker_count_per_proc=self._workers)  # type: ignore[no-untyped-call]
-            except Exception as error:
+            except BaseException as error:  # a panic of the runtime is no Exception, and may stand for one
                 cause = _root(error)
                 if isinstance(cause, Stopped):
                     break

@@ -73,6 +73,7 @@ async function ask(question) {
     });
     if (!response.ok) throw new Error(await refusal(response));
     let finished = false;
+    let failure = "";
     let pieces = 0;
     for await (const [name, value] of events(response)) {
       const following = turns.scrollHeight - turns.scrollTop - turns.clientHeight < 80;
@@ -84,7 +85,8 @@ async function ask(question) {
         text.append(value.text);
         pieces += 1;
       } else if (name === "error") {
-        turn.append(element("p", "notice", value.message));
+        failure = value.message;
+        turn.append(element("p", "notice", failure));
       } else if (name === "done") {
         const page = new DOMParser().parseFromString(value.html, "text/html");
         turn.replaceWith(...page.body.children);
@@ -95,7 +97,11 @@ async function ask(question) {
       if (finished && pieces < 2) turns.lastElementChild.scrollIntoView({ block: "start" });
       else if (following) turns.scrollTop = turns.scrollHeight;
     }
-    if (!finished) throw new TypeError("broken off");
+    if (!finished && !failure) throw new TypeError("broken off");
+    if (!finished) {
+      if (!field.value) field.value = question;
+      return;
+    }
     const first = turns.lastElementChild.querySelector(".citation");
     if (first && !narrow.matches) open(first);
   } catch (error) {

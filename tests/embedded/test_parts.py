@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +15,8 @@ import pytest
 
 from corpus.settings import InvalidSettings, load
 from embedded.checks import refuse
-from embedded.parts import PREFERRED_PORT, PortTaken, answers, app_part, app_port
+from embedded.home import MODULE
+from embedded.parts import PREFERRED_PORT, PortTaken, answers, app_part, app_port, capture_part, documents_part
 from embedded.supervisor import Running, Supervisor
 
 
@@ -100,3 +102,15 @@ def test_addresses_that_cannot_go_together_are_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(InvalidSettings, match=reason):
         refuse(load({**variables, "TWIN_HOME": str(tmp_path)}))
+
+
+def test_a_folder_whose_files_are_named_as_modules_is_no_danger(tmp_path: Path) -> None:
+    for name in ("queue.py", "embedded.py", "corpus.py"):
+        (tmp_path / name).write_text("raise SystemExit('not ours')")
+    done = subprocess.run(
+        [*MODULE, "embedded.cli", "--version"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    settings = load({"TWIN_HOME": str(tmp_path)})
+    parts = documents_part(tmp_path, 1), capture_part(settings), app_part("http://127.0.0.1:1")
+    assert all(tuple(part.command()[:3]) == MODULE for part in parts)

@@ -212,6 +212,27 @@ def test_a_model_that_fails_midway_keeps_what_it_said(harbour: Any, scripted: An
     assert "broke off" in events[3][1]["message"]
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionError("the index does not answer"), {"message": "the index does not answer", "type": "unavailable"}),
+        (
+            RuntimeError("a secret of ours"),
+            {"message": "the app could not answer; its log says why", "type": "internal_error"},
+        ),
+    ],
+    ids=["away", "a defect"],
+)
+def test_an_answer_that_breaks_off_says_so(harbour: Any, error: Exception, told: Any, monkeypatch: Any) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("serving.answering.retrieve", fails)
+    with harbour.client() as client:
+        events = stream(client, "/api/ask", {"question": "zqbacedi tide"})
+    assert events == [("error", told)]
+
+
 def test_a_stream_names_its_events_and_ends_with_the_whole_answer(harbour: Any, scripted: Any) -> None:
     with harbour.client(language_model=scripted(["The tide ", "rises [1]."])) as client:
         events = stream(client, "/api/ask", {"question": "zqbacedi tide"})

@@ -384,6 +384,18 @@ def test_the_key_of_the_settings_opens_an_app_for_others(harbour: Any, tmp_path:
     assert opened["total"] == 2
 
 
+def test_an_answer_that_breaks_off_is_a_failure(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise ConnectionError("the index does not answer")
+
+    monkeypatch.setattr("serving.answering.retrieve", fails)
+    assert twin(settings, "ask", "zqbacedi tide") == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "twin: the app did not answer: the index does not answer\n")
+
+
 def test_a_client_that_hangs_up_ends_the_models_work(harbour: Any, scripted: Callable[..., Any]) -> None:
     import asyncio
 

@@ -19,8 +19,8 @@ from streaming.runner import DataflowRunner
 class Part:
     """What the dataflow needs: away for some runs, then it works until the stop."""
 
-    def __init__(self, progress: Progress, away: int) -> None:
-        self.progress, self.away = progress, away
+    def __init__(self, progress: Progress, away: int, failure: BaseException) -> None:
+        self.progress, self.away, self.failure = progress, away, failure
         self.states: list[tuple[str, str | None]] = []
         self.worked = threading.Event()
 
@@ -31,19 +31,19 @@ class Part:
     def run(self, flow: Dataflow, *_: object, **__: object) -> None:
         self.states.append((self.progress.state, self.progress.reason))
         if len(self.states) <= self.away:
-            raise RuntimeError("wrapped") from ConnectionError("the index is away")
+            raise self.failure
         self.progress.report("running", None)
         self.worked.set()
         self.stop.wait()
 
 
 @pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], tuple[Part, Progress]]:
+def ran(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Part, Progress]]:
     monkeypatch.setattr(running, "FIRST_DELAY", 0.001)
 
-    def run(away: int) -> tuple[Part, Progress]:
+    def run(away: int, failure: BaseException) -> tuple[Part, Progress]:
         progress = Progress()
-        part = Part(progress, away)
+        part = Part(progress, away, failure)
         monkeypatch.setattr(running, "cluster_main", part.run)
         runner = DataflowRunner(part.build, progress)
         runner.start()
@@ -57,12 +57,27 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], tuple[Part, Progress
 
 
 def test_while_it_tries_again_it_still_says_what_it_waits_for(
-    ran: Callable[[int], tuple[Part, Progress]],
+    ran: Callable[..., tuple[Part, Progress]],
 ) -> None:
-    part, progress = ran(3)
+    failure = RuntimeError("wrapped")
+    failure.__cause__ = ConnectionError("the index is away")
+    part, progress = ran(3, failure)
 
     assert part.states[0] == ("running", None)
     assert part.states[1:] == [("waiting", "ConnectionError: the index is away")] * 3
+    assert progress.state == "stopped"
+
+
+class Panic(BaseException):
+    """As the runtime's own, which is no Exception."""
+
+
+def test_a_panic_of_the_runtime_is_one_more_failure(
+    ran: Callable[..., tuple[Part, Progress]],
+) -> None:
+    part, progress = ran(1, Panic("unable to receive panic error from channel"))
+
+    assert part.states[1:] == [("waiting", "Panic: unable to receive panic error from channel")]
     assert progress.state == "stopped"
 
 
