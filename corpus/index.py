@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import msgspec
+import numpy as np
 
 from corpus.documents import Chunk
 from corpus.generations import (
@@ -30,7 +31,7 @@ from corpus.generations import (
     reached,
     server_client,
 )
-from corpus.points import EdgePoints, Point, Points, ServerPoints, Sparse, Stored, Where
+from corpus.points import DENSE, SPARSE, EdgePoints, Point, Points, ServerPoints, Sparse, Stored, Where
 from corpus.settings import Settings
 
 CHUNK_FIELDS = {
@@ -47,6 +48,8 @@ INDEXED, WITHOUT_VERSION, DELETED = "indexed", "without-version", "deleted"
 # Of the scores' standard deviations, found on four query sets kept apart (docs/decisions.md).
 DENSE_WEIGHT, SPARSE_WEIGHT = 0.4, 0.6
 CANDIDATES = 60
+# Between a vector and the one that the index has of it: engines compute in single precision.
+TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +228,22 @@ class QdrantIndex:
 
     def vectors(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
         """The dense vectors of these chunks, as far as they exist."""
-        return {
-            point.id: point.dense for point in self._chunks.retrieve(chunk_ids, dense=True) if point.dense is not None
-        }
+        found = self._chunks.retrieve(chunk_ids, vectors=[DENSE])
+        return {point.id: point.dense for point in found if point.dense is not None}
+
+    def deviating(self, record: Record, chunks: Sequence[Chunk], vectors: Iterable[Sequence[float]]) -> Iterator[str]:
+        """The ids of those of the record's points that have not these vectors of meaning, or not their chunk's words.
+
+        Points that do not exist are not among them.
+        """
+        stored = {point.id: point for point in self._chunks.retrieve(record.chunk_ids, vectors=[DENSE, SPARSE])}
+        for id, chunk, vector in zip(record.chunk_ids, chunks, vectors, strict=True):
+            point = stored.get(id)
+            if point is None:
+                continue
+            meant = point.dense is not None and np.allclose(point.dense, vector, atol=TOLERANCE)
+            if not meant or not _same(point.sparse or Sparse([], []), self._words(record.title, chunk)):
+                yield id
 
     def ledger_points(self, document_ids: Sequence[str] | None = None, ids: Sequence[str] = ()) -> Iterator[Stored]:
         """The ledger as it is stored, tombstones too: all of it, or these documents' records and these points."""
@@ -398,6 +414,11 @@ def fuse(dense: Mapping[str, float], sparse: Mapping[str, float]) -> dict[str, f
         for id, score in zip(ids, column, strict=True):
             total[id] += weight * (score - mean) / spread
     return total
+
+
+def _same(words: Sparse, others: Sparse) -> bool:
+    weights, wanted = (dict(zip(each.indices, each.values, strict=True)) for each in (words, others))
+    return weights.keys() == wanted.keys() and all(abs(weights[word] - wanted[word]) < TOLERANCE for word in wanted)
 
 
 def ledger_point(document_id: str) -> str:

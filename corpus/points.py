@@ -44,12 +44,13 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A point as read: `score` is 0 unless it answers a query, `dense` is None unless asked for."""
+    """A point as read: `score` is 0 unless it answers a query, a vector None where it is not or nobody asked for it."""
 
     id: str
     payload: dict[str, Any]
     score: float = 0.0
     dense: list[float] | None = None
+    sparse: Sparse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,9 @@ class Points(Protocol):
 
     def delete(self, where: Where) -> None: ...
 
-    def retrieve(self, ids: Sequence[str], without: Sequence[str] = (), dense: bool = False) -> list[Stored]: ...
+    def retrieve(self, ids: Sequence[str], without: Sequence[str] = (), vectors: Sequence[str] = ()) -> list[Stored]:
+        """Those of these points that exist, with the `vectors` named (DENSE, SPARSE)."""
+        ...
 
     def scroll(self, where: Where, without: Sequence[str] = ()) -> Iterator[Stored]: ...
 
@@ -168,11 +171,11 @@ class EdgePoints:
     def delete(self, where: Where) -> None:
         self._update(self._names.UpdateOperation.delete_points_by_filter(_filter(self._names, where)))
 
-    def retrieve(self, ids: Sequence[str], without: Sequence[str] = (), dense: bool = False) -> list[Stored]:
+    def retrieve(self, ids: Sequence[str], without: Sequence[str] = (), vectors: Sequence[str] = ()) -> list[Stored]:
         if not ids:
             return []
         with self._using.shared():
-            records = self._shard.retrieve(_own_ids(ids), self._payload(without), [DENSE] if dense else False)
+            records = self._shard.retrieve(_own_ids(ids), self._payload(without), list(vectors) or False)
         return [_stored(record, 0.0) for record in records]
 
     def scroll(self, where: Where, without: Sequence[str] = ()) -> Iterator[Stored]:
@@ -301,14 +304,14 @@ class ServerPoints:
         selector = self._names.FilterSelector(filter=_filter(self._names, where))
         self._client.delete(self._collection, selector, wait=True)
 
-    def retrieve(self, ids: Sequence[str], without: Sequence[str] = (), dense: bool = False) -> list[Stored]:
+    def retrieve(self, ids: Sequence[str], without: Sequence[str] = (), vectors: Sequence[str] = ()) -> list[Stored]:
         if not ids:
             return []
         records = self._client.retrieve(
             self._collection,
             _own_ids(ids),
             with_payload=self._payload(without),
-            with_vectors=[DENSE] if dense else False,
+            with_vectors=list(vectors) or False,
         )
         return [_stored(record, 0.0) for record in records]
 
@@ -424,5 +427,7 @@ def _own_ids(ids: Sequence[str]) -> list[Any]:
 
 
 def _stored(point: Any, score: float) -> Stored:
-    vector = point.vector.get(DENSE) if isinstance(point.vector, dict) else None
-    return Stored(str(point.id), dict(point.payload or {}), float(score), vector)
+    vectors = point.vector if isinstance(point.vector, dict) else {}
+    words = vectors.get(SPARSE)
+    sparse = Sparse(list(words.indices), list(words.values)) if words is not None else None
+    return Stored(str(point.id), dict(point.payload or {}), float(score), vectors.get(DENSE), sparse)

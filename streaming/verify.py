@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-import numpy as np
 
 from corpus.agreement import is_of_a_document, state
 from corpus.batches import batches
@@ -41,8 +40,6 @@ NAMED = 1000
 AHEAD = 3_600_000 << ORDER_BITS
 SEEN = b"+"
 COPY = "a copy of a chunk under a wrong id"
-# Between a vector and the one that the index has of it: engines normalise in single precision.
-VECTOR_TOLERANCE = 1e-4
 
 
 class NotApplied(Exception):
@@ -235,11 +232,8 @@ class Verification:
         if document.content_hash != record.content_hash:
             return "its title, author or another field is not the warehouse's"
         wanted = self.embedder.embed([chunk.text for chunk in made.chunks])
-        has = self.index.vectors(record.chunk_ids)
-        for id, vector in zip(record.chunk_ids, wanted, strict=True):
-            if id in has and not np.allclose(has[id], vector, atol=VECTOR_TOLERANCE):
-                return f"the vector of chunk {id} is not that of its text"
-        return None
+        id = next(self.index.deviating(record, made.chunks, [vector.tolist() for vector in wanted]), None)
+        return f"the vectors of chunk {id} are not those of its text" if id is not None else None
 
     def _repair(self, faults: Sequence[Fault], derived: bool) -> int:
         """Send the documents again; what no change of a document can reach is removed. How many faults are no more."""
@@ -292,6 +286,7 @@ def compare(
             stamped[stamp.id] = stamp
     leftover = [id for id, record in unindexed.items() if is_of_a_document(record)]
     found += [Fault("orphaned", "the warehouse does not have this document", id) for id in leftover]
+    found += ledger.in_the_way(found)
     return [replace(fault, seen_as=ledger.seen_as(fault, stamped)) for fault in found]
 
 
@@ -305,6 +300,7 @@ class _Ledger:
         # By point id: a fingerprint of its payload, the number of its document, and SEEN once the point was there.
         self._expected: dict[bytes, bytes] = {}
         self._stray: dict[str, bytes] = {}
+        self._ahead: set[str] = set()
 
     def take(self, stored: Stored) -> Fault | None:
         """Note a record; what is wrong with it."""
@@ -338,7 +334,9 @@ class _Ledger:
                 failure=record.failure,
             )
         if record.seen > self._now + AHEAD:
-            return Fault("stale", "its record is of the future", id, stored.id, ledger=True, reachable=False)
+            return _of_the_future(id)
+        if record.seen > self._now:
+            self._ahead.add(id)
         if payload.get("generation") != self._generation:
             return Fault("wrong_generation", _made_as("the record", payload), id, stored.id, ledger=True)
         return None
@@ -353,7 +351,8 @@ class _Ledger:
             if expected[:8] == fingerprint:
                 return None
         version = payload.get("version")
-        reachable = isinstance(version, int) and version <= self._now
+        # No condition on numbers holds of a truth value, which Python takes for one.
+        reachable = type(version) is int and version <= self._now
         if expected is not None:
             # Whatever its payload says, it is the point of this document.
             id: str | None = self._documents[int.from_bytes(expected[8:12])]
@@ -383,11 +382,20 @@ class _Ledger:
         promised = {value[:8] for value in self._expected.values()}
         return {id for id, fingerprint in self._stray.items() if fingerprint in promised}
 
+    def in_the_way(self, faults: Iterable[Fault]) -> list[Fault]:
+        """The records that are a little ahead of the warehouse and whose documents have faults: they would hold off
+        what mends those. Without a fault such a record is as it should be."""
+        return [_of_the_future(id) for id in sorted(self._ahead & {fault.document_id for fault in faults})]
+
     def seen_as(self, fault: Fault, stamped: Mapping[str, Stamp]) -> str:
         """Which versions the comparison was of: with others at the next look it is another fault."""
         stamp, record = stamped.get(fault.document_id or ""), self.live.get(fault.document_id or "")
         told = f"{stamp.content_hash} {stamp.crawled_at}" if stamp else ""
         return f"{told} {record.seen if record else ''}"
+
+
+def _of_the_future(id: str) -> Fault:
+    return Fault("stale", "its record is of the future", id, ledger_point(id), ledger=True, reachable=False)
 
 
 def _read_since(record: Record, since: datetime | None) -> bool:

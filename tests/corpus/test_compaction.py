@@ -13,7 +13,7 @@ import pytest
 
 from corpus.closed_generations import count_closed, erase_closed
 from corpus.index import CHUNK_FIELDS, LEDGER_FIELDS, ledger_point
-from corpus.points import EdgePoints, IndexUnavailable, Point, Sparse, Where
+from corpus.points import DENSE, EdgePoints, IndexUnavailable, Point, Sparse, Where
 from corpus.settings import Settings
 
 MARKER = "zqmarkerzq"
@@ -55,7 +55,7 @@ def collection(tmp_path: Path) -> Iterator[EdgePoints]:
 
 def everything(of: EdgePoints) -> dict[str, object]:
     ids = [point.id for point in of.scroll(Where())]
-    return {point.id: (point.payload, point.dense) for point in of.retrieve(ids, dense=True)}
+    return {point.id: (point.payload, point.dense) for point in of.retrieve(ids, vectors=[DENSE])}
 
 
 def test_what_was_deleted_or_overwritten_is_in_no_file_and_the_rest_is_as_it_was(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from corpus.index import CHUNK_FIELDS, LEDGER_FIELDS, ledger_point
-from corpus.points import EdgePoints, Point, Where
+from corpus.points import DENSE, EdgePoints, Point, Where
 
 pytestmark = pytest.mark.integration
 WRONG_ID = "00000000-0000-4000-8000-00000000000a"
@@ -26,7 +26,7 @@ def harmed(home: Path, record_of: str) -> None:
     others = [point for point in chunks.scroll(Where()) if point.payload["document_id"] != record_of]
     chunks.delete(Where(ids=[point.id for point in others[:10]]))
     chunks.set_payload(Where(ids=[others[10].id]), {"author": "Mallory"})
-    (copied,) = chunks.retrieve([others[11].id], dense=True)
+    (copied,) = chunks.retrieve([others[11].id], vectors=[DENSE])
     chunks.upsert([Point(WRONG_ID, copied.payload, copied.dense)])
     chunks.upsert([Point(STRANGE_ID, {**copied.payload, "generation": "another"}, copied.dense)])
     ledger.delete(Where(ids=[ledger_point(record_of)]))

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from corpus.documents import Document, source_version, to_record
+from corpus.documents import ORDER_BITS, Document, source_version, to_record
 from corpus.index import QdrantIndex, ledger_point
-from corpus.points import Point, Where
+from corpus.points import DENSE, SPARSE, Point, Where
 from corpus.warehouse import Stamp
 from streaming.changes import REPAIR_HEADER, Message, decode, delete_envelope, upsert_envelope
 from streaming.indexing import index_batch
@@ -177,6 +177,22 @@ def put_a_record_ahead(system: System) -> None:
     system.index._ledger.set_payload(Where(ids=[ledger_point(document("a", "").id)]), {"seen": 2**60})
 
 
+def put_a_record_a_little_ahead(system: System) -> None:
+    ahead = system.notes.now() + (30 * 60_000 << ORDER_BITS)
+    forged = {"seen": ahead, "title": "Mallory's"}
+    system.index._ledger.set_payload(Where(ids=[ledger_point(document("a", "").id)]), forged)
+
+
+def put_a_tombstone_a_little_ahead(system: System) -> None:
+    ahead = system.notes.now() + (30 * 60_000 << ORDER_BITS)
+    forged = {"seen": ahead, "deleted": True, "state": "deleted", "places": [], "version": None}
+    system.index._ledger.set_payload(Where(ids=[ledger_point(document("a", "").id)]), forged)
+
+
+def give_a_truth_value_as_a_version(system: System) -> None:
+    system.index._chunks.set_payload(Where(ids=[chunk(system, "a")]), {"version": True})
+
+
 def miss_a_change(system: System) -> None:
     system.save(document("a", article(["changed"])))
     system.under_way.clear()
@@ -205,6 +221,9 @@ FAULTS: list[tuple[Callable[[System], None], dict[str, int]]] = [
     (break_a_record, {"missing": 1, "orphaned": 4, "stale": 1}),
     (copy_a_record, {"duplicate": 1}),
     (put_a_record_ahead, {"stale": 1}),
+    (put_a_record_a_little_ahead, {"stale": 5}),
+    (put_a_tombstone_a_little_ahead, {"missing": 1, "orphaned": 4, "stale": 1}),
+    (give_a_truth_value_as_a_version, {"stale": 1}),
     (miss_a_change, {"stale": 1}),
     (miss_a_document, {"missing": 1}),
     (miss_a_deletion, {"orphaned": 1}),
@@ -306,14 +325,18 @@ def test_only_what_was_read_since_is_compared(system: System) -> None:
     assert kinds(system.verify(since=datetime(2026, 5, 1, tzinfo=UTC))) == {"orphaned": 1}
 
 
-def test_a_sample_is_cleaned_split_and_embedded_anew(system: System) -> None:
+@pytest.mark.parametrize("lost", [DENSE, SPARSE, "another"])
+def test_a_sample_is_cleaned_split_and_embedded_anew(system: System, lost: str) -> None:
     id = chunk(system, "a")
-    stored = system.index._chunks.retrieve([id])[0]
-    system.index._chunks.upsert([Point(id, stored.payload, [1.0] + [0.0] * 15)])
+    (stored,) = system.index._chunks.retrieve([id], vectors=[DENSE, SPARSE])
+    dense = [1.0] + [0.0] * 15 if lost == "another" else stored.dense
+    left = Point(id, stored.payload, None if lost == DENSE else dense, None if lost == SPARSE else stored.sparse)
+    system.index._chunks.delete(Where(ids=[id]))
+    system.index._chunks.upsert([left])
 
     assert system.verify().found == 0
     report = system.verify(sample=4)
-    assert [fault.what for fault in report.faults] == [f"the vector of chunk {id} is not that of its text"]
+    assert [fault.what for fault in report.faults] == [f"the vectors of chunk {id} are not those of its text"]
     assert system.verify(sample=4, repair=True).repaired == 1
     assert system.verify(sample=4).found == 0
 
