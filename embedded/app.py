@@ -158,7 +158,8 @@ class Stream:
                 self.verified = report
         self.progress.count(verified=1, repaired=report.repaired)
         if report.found:
-            logger.warning("verification found %d faults and mended %d", report.found, report.repaired)
+            unsure = f"; changes were on their way: {report.unsettled}" if report.unsettled else ""
+            logger.warning("verification found %d faults and mended %d%s", report.found, report.repaired, unsure)
         return report
 
     def last_report(self) -> dict[str, Any] | None:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 from corpus.terminal import bounded
 
 if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
+
     from corpus.settings import Settings
     from embedded.home import PartStatus
 
@@ -132,7 +135,7 @@ def _up_detached(settings: Settings) -> int:
     """Start the supervisor in a session of its own and watch it until every part is ready."""
     import subprocess
 
-    from embedded.home import MODULE, HomeUnusable, make, read_parts, tail
+    from embedded.home import MODULE, HomeUnusable, make
 
     try:
         make(settings.home)
@@ -150,6 +153,17 @@ def _up_detached(settings: Settings) -> int:
             stderr=output,
             start_new_session=True,
         )
+    try:
+        return _until_told(settings, process, path, began, start)
+    except KeyboardInterrupt:
+        sys.stderr.write("twin: the parts go on starting; `twin down` stops them\n")
+        raise
+
+
+def _until_told(settings: Settings, process: subprocess.Popen[bytes], path: Path, began: int, start: float) -> int:
+    """Show each part as it becomes ready; `path` from `began` on is what the supervisor says itself."""
+    from embedded.home import read_parts, tail
+
     told: set[str] = set()
     while time.monotonic() < start + UP_TIMEOUT:
         parts = read_parts(settings.home)
@@ -423,9 +437,9 @@ def _wait(namespace: argparse.Namespace, settings: Settings) -> int:
         return 0
     sys.stdout.write(f"everything is searchable ({seconds:.1f} s)\n")
     for letter in failed:
-        sys.stdout.write(f"dead letter: {letter['document_id']}: {letter['reason']}\n")
+        sys.stdout.write(f"refused: {letter['document_id']}: {letter['reason']}\n")
     if failed:
-        sys.stdout.write("mend them at their source, or see `twin dead-letters list`\n")
+        sys.stdout.write("mend them at their source; `twin dead-letters list` shows the messages that are still open\n")
     return 0
 
 

@@ -89,13 +89,13 @@ def _verify(namespace: argparse.Namespace, settings: Settings) -> int:
     report = _asked(settings, "POST", "/api/verify", asked)
     if isinstance(report, int):
         return report
-    sys.stdout.write((json.dumps(report) if namespace.json else _told(report)) + "\n")
+    sys.stdout.write((json.dumps(report) if namespace.json else _told(report, namespace.generation)) + "\n")
     if report["unsettled"]:
         sys.stderr.write(f"twin: changes under way could not be waited for: {report['unsettled']}\n")
     return 1 if report["found"] > report["repaired"] else 0
 
 
-def _told(report: dict[str, Any]) -> str:
+def _told(report: dict[str, Any], generation: str | None) -> str:
     found = report["found"]
     compared = f"{report['documents']} documents and {report['chunks']} chunks compared in {report['seconds']:.1f} s"
     lines = [
@@ -114,8 +114,13 @@ def _told(report: dict[str, Any]) -> str:
     from streaming.verify import KINDS
 
     kinds = ", ".join(f"{report[kind]} {kind}" for kind in KINDS if report[kind])
-    repaired = f"; {report['repaired']} repaired" if report["repaired"] else "; mend with `twin verify --repair`"
-    return "\n".join([*lines, f"{compared}: {kinds}{repaired}"])
+    if report["repaired"]:
+        remedy = f"{report['repaired']} repaired"
+    elif report["unsettled"]:
+        remedy = "changes are on their way, which these may be: verify again later"
+    else:
+        remedy = f"mend with `twin verify --repair{f' --generation {generation}' if generation else ''}`"
+    return "\n".join([*lines, f"{compared}: {kinds}; {remedy}"])
 
 
 def _erase(namespace: argparse.Namespace, settings: Settings) -> int:
@@ -318,7 +323,9 @@ def _built(candidate: dict[str, Any]) -> str:
 
 
 def _examined(examined: dict[str, Any]) -> list[str]:
-    lines = [f"examined   {examined['generation']}: {'may serve' if not examined['reasons'] else 'may not serve'}"]
+    at = examined["at"].partition("+")[0].replace("T", " ")
+    judged = f"could not serve: {'; '.join(examined['reasons'])}" if examined["reasons"] else "may serve"
+    lines = [f"examined   {at} UTC, {examined['generation']}: {judged}"]
     if verified := examined["verified"]:
         faults = verified["found"]
         lines.append(f"           {verified['documents']} documents, {verified['chunks']} chunks, {faults} faults")

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -95,12 +95,13 @@ class Role:
 
 @dataclass(frozen=True)
 class Examined:
-    """What a promotion or rollback was judged by: it goes ahead if there are no `reasons` against it."""
+    """What a promotion or rollback was judged by, and when: it goes ahead if there are no `reasons` against it."""
 
     generation: str
     reasons: tuple[str, ...]
     verified: Report | None = None
     recall: Mapping[str, Any] | None = None
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 class Generations:
@@ -621,6 +622,7 @@ class Generations:
             if examined is None
             else {
                 "generation": examined.generation,
+                "at": examined.at.isoformat(timespec="seconds"),
                 "reasons": list(examined.reasons),
                 "recall": examined.recall,
                 "verified": summary(examined.verified) if examined.verified else None,

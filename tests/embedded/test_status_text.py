@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from embedded.commands import _status_text
+from embedded.index_commands import _examined, _told
 
 
 def status(state: str = "running", reason: str | None = None, **letters: int) -> dict[str, Any]:
@@ -42,3 +43,27 @@ def test_a_dataflow_that_runs_and_refused_nothing_is_not_mentioned() -> None:
 )
 def test_what_it_waits_for_and_what_is_refused_is_a_line(found: dict[str, Any], line: str) -> None:
     assert _status_text(found).splitlines()[-1] == line
+
+
+@pytest.mark.parametrize(
+    ("different", "generation", "end"),
+    [
+        ({}, None, "1 missing; mend with `twin verify --repair`"),
+        ({}, "candidate", "1 missing; mend with `twin verify --repair --generation candidate`"),
+        ({"repaired": 1}, None, "1 missing; 1 repaired"),
+        ({"unsettled": "late"}, None, "1 missing; changes are on their way, which these may be: verify again later"),
+    ],
+)
+def test_faults_are_told_with_what_to_do(different: dict[str, Any], generation: str | None, end: str) -> None:
+    none = {"stale": 0, "orphaned": 0, "wrong_generation": 0, "duplicate": 0, "repaired": 0, "unsettled": None}
+    report = {"documents": 2, "chunks": 5, "seconds": 0.1, "found": 1, "missing": 1, "in_flight": 0, "faults": []}
+
+    assert _told({**report, **none, **different}, generation).endswith(end)
+
+
+def test_a_judgement_says_when_and_why() -> None:
+    judged = {"at": "2026-05-01T10:00:00+00:00", "generation": "g", "verified": None, "recall": None}
+
+    assert _examined({**judged, "reasons": []}) == ["examined   2026-05-01 10:00:00 UTC, g: may serve"]
+    (line,) = _examined({**judged, "reasons": ["152 events are left"]})
+    assert line == "examined   2026-05-01 10:00:00 UTC, g: could not serve: 152 events are left"

@@ -95,7 +95,7 @@ def test_a_record_that_is_no_document_is_a_dead_letter_until_it_is_mended(
         "document_id": whole["_id"],
         "reason": "validate: field 'text' is of type list, expected a string",
     }
-    assert f"dead letter: {whole['_id']}: {letter['reason']}" in running.run("wait").stdout
+    assert f"refused: {whole['_id']}: {letter['reason']}" in running.run("wait").stdout
     listed = running.listed()[whole["title"]]
     assert (listed["state"], listed["reason"], listed["chunks"]) == ("failed", letter["reason"], 0)
     assert running.json("documents", "list", "--state", "failed") == [listed]
