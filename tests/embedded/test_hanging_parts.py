@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,7 +69,7 @@ def test_a_supervisor_that_is_killed_while_it_starts_is_told_as_such(
     killed = tmp_path / "python"
     killed.write_text(f"#!/bin/sh\nkill -{signal.SIGKILL.value} $$\n")
     killed.chmod(0o700)
-    monkeypatch.setattr(sys, "executable", str(killed))
+    monkeypatch.setattr("embedded.home.MODULE", (str(killed), "-m"))
 
     assert cli.main(["up", "--detach"]) == cli.FAILED
     assert capsys.readouterr().err.startswith("twin: the supervisor was ended by signal 9: see ")
