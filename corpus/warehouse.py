@@ -81,7 +81,7 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
 
     `state`: open until all was done once, then done, or left where something was; `found`: how many there were by
     place, the most of all attempts; `rewritten`, `renewed`: whether the files of the index were written anew, and the
-    log started anew.
+    log started anew; `postdated`: ids of documents that claimed to have been read later than `erased_at`, and when.
     """
 
     id: str
@@ -92,6 +92,7 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
     found: dict[str, int] = {}
     rewritten: bool = False
     renewed: bool = False
+    postdated: tuple[tuple[str, datetime], ...] = ()
 
 
 def connect(settings: Settings, *, timeout: float = 30.0) -> Warehouse:

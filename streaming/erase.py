@@ -102,13 +102,14 @@ def choose(warehouse: Warehouse, index: QdrantIndex, ids: Sequence[str], author:
 
 def begin(warehouse: Warehouse, id: str, chosen: Chosen, now: datetime) -> Erasure:
     """Write down that these documents must go. From here on a crash is made up for."""
-    # A document that claims to be of the future is meant as well.
-    read = (stamp.crawled_at for stamp in warehouse.stamps(chosen.documents))
+    stamps = warehouse.stamps(chosen.documents)
     erasure = Erasure(
         id=id,
         document_ids=tuple(sorted(chosen.documents)),
         author_ids=tuple(sorted(chosen.authors)),
-        erased_at=max([now, *read]),
+        erased_at=now,
+        # A document that claims to be of the future is meant as well.
+        postdated=tuple((stamp.id, stamp.crawled_at) for stamp in stamps if stamp.crawled_at > now),
     )
     warehouse.record_erasure(erasure)
     return erasure
@@ -219,9 +220,11 @@ class _Kinds:
 
 def _kinds(warehouse: Warehouse, erasure: Erasure) -> _Kinds:
     read = {stamp.id: stamp.crawled_at for stamp in warehouse.stamps(erasure.document_ids)}
+    meant = set(erasure.postdated)
+    former = {id for id, moment in read.items() if moment <= erasure.erased_at or (id, moment) in meant}
     return _Kinds(
-        former=sorted(id for id, moment in read.items() if moment <= erasure.erased_at),
-        again=sorted(id for id, moment in read.items() if moment > erasure.erased_at),
+        former=sorted(former),
+        again=sorted(set(read) - former),
         gone=[id for id in erasure.document_ids if id not in read],
     )
 

@@ -264,6 +264,23 @@ def test_what_is_ingested_again_is_another_document_and_stays(system: System) ->
     assert MALLORYS[0].id in {stamp.id for stamp in system.warehouse.stamps()}
 
 
+def test_a_date_of_the_future_is_the_limit_of_no_other_document(system: System) -> None:
+    future = replace(by("Mallory", "echo", article(["zqecho"])), crawled_at=NOW + timedelta(days=365))
+    system.save(future)
+    meant, later = (MALLORYS[0], future), NOW + timedelta(days=1)
+    begun = system.begun(*meant)
+    receipt = erase.finish(system.reach, begun)
+    assert (places(receipt)["warehouse: documents"], receipt["left"]) == ((2, 0), 0)
+
+    # Either is read again at its time, which is before the date that one of them had.
+    system.save(*(replace(one, crawled_at=later) for one in meant))
+
+    for state in ("done", "open"):
+        (found,) = system.warehouse.erasures({"_id": begun.id})
+        receipt = erase.finish(system.reach, replace_state(found, state))
+        assert (receipt["left"], set(receipt["ingested_again"])) == (0, {one.id for one in meant})
+
+
 def test_what_an_ingest_of_before_wrote_meanwhile_is_left_and_goes_with_the_next_attempt(system: System) -> None:
     def write(step: str) -> None:
         if step == "files":
