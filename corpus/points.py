@@ -112,11 +112,10 @@ class EdgePoints:
 
         self._names = qdrant_edge
         self._directory, self._dimensions, self._indexed = directory, dimensions, indexed
-        self._unfinished = directory.with_name(directory.name + ".new")
-        self._former = directory.with_name(directory.name + ".old")
+        self._unfinished, self._former = _beside(directory)
         self._writing, self._using = threading.Lock(), _Shared()
         try:
-            self._tidy()
+            tidy(directory)
             if not directory.exists():
                 # Made beside its place and moved there when complete: a crash leaves no half collection.
                 self._make().close()
@@ -128,14 +127,6 @@ class EdgePoints:
             raise IndexUnavailable(
                 f"the index in {directory} cannot be opened ({error}): remove {directory.parent} and it is built anew"
             ) from error
-
-    def _tidy(self) -> None:
-        """Finish what a crash left: of a collection that was written anew, the whole one stays."""
-        if self._former.exists() and not self._directory.exists():
-            self._former.rename(self._directory)
-        for left in (self._unfinished, self._former):
-            if left.exists():
-                shutil.rmtree(left)
 
     def _make(self) -> Any:
         """An empty shard beside the collection's place."""
@@ -215,7 +206,7 @@ class EdgePoints:
     def compact(self) -> bool:
         with self._writing:
             try:
-                self._tidy()
+                tidy(self._directory)
                 self._copy()
                 with self._using.alone():
                     self._shard.close()
@@ -223,7 +214,7 @@ class EdgePoints:
                         self._directory.rename(self._former)
                         self._unfinished.rename(self._directory)
                     finally:
-                        self._tidy()
+                        tidy(self._directory)
                         self._shard = self._names.EdgeShard.load(str(self._directory))
             except Exception as error:  # as above
                 raise IndexUnavailable(f"the index in {self._directory} cannot be written anew: {error}") from error
@@ -258,6 +249,21 @@ class EdgePoints:
 
     def _payload(self, without: Sequence[str]) -> Any:
         return self._names.PayloadSelector.Exclude(list(without)) if without else True
+
+
+def _beside(directory: Path) -> tuple[Path, Path]:
+    """Where a collection is written anew, and where the former one is until that is done."""
+    return directory.with_name(directory.name + ".new"), directory.with_name(directory.name + ".old")
+
+
+def tidy(directory: Path) -> None:
+    """Finish what a crash left of a collection that was written anew: the whole one stays. Raises OSError."""
+    unfinished, former = _beside(directory)
+    if former.exists() and not directory.exists():
+        former.rename(directory)
+    for left in (unfinished, former):
+        if left.exists():
+            shutil.rmtree(left)
 
 
 def edge_dimensions(directory: Path) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import threading
 import uuid
 from collections.abc import Iterator
@@ -146,11 +147,7 @@ def test_a_disk_that_takes_no_copy_leaves_the_collection_in_use(
 def test_generations_that_nobody_has_open_are_erased_too(tmp_path: Path) -> None:
     settings, ids = Settings(home=tmp_path), ["gone"]
     for generation in ("open", "closed"):
-        place = tmp_path / "index" / generation
-        with closing(opened(place / "chunks")) as chunks:
-            chunks.upsert([*points(10, "kept", "plain"), *points(3, "gone", MARKER)])
-        with closing(EdgePoints(place / "documents", None, LEDGER_FIELDS)) as ledger:
-            ledger.upsert([Point(ledger_point("gone"), {"text": MARKER, "seen": 1, "state": "indexed"})])
+        closed_generation(tmp_path, generation)
 
     assert count_closed(settings, {"open"}, ids) == 4
     assert erase_closed(settings, {"open"}, ids) == 4
@@ -159,3 +156,54 @@ def test_generations_that_nobody_has_open_are_erased_too(tmp_path: Path) -> None
     assert {path.relative_to(tmp_path / "index").parts[0] for path in marked(tmp_path)} == {"open"}
     with closing(opened(tmp_path / "index" / "closed" / "chunks")) as chunks:
         assert chunks.count(Where()) == 10
+
+
+def closed_generation(home: Path, generation: str = "closed") -> None:
+    """A generation that nobody has open, with ten chunks that stay, three and a record that are to go."""
+    place = home / "index" / generation
+    with closing(opened(place / "chunks")) as chunks:
+        chunks.upsert([*points(10, "kept", "plain"), *points(3, "gone", MARKER)])
+    with closing(EdgePoints(place / "documents", None, LEDGER_FIELDS)) as ledger:
+        ledger.upsert([Point(ledger_point("gone"), {"text": MARKER, "seen": 1, "state": "indexed"})])
+
+
+@pytest.mark.parametrize("part", ["chunks", "documents"])
+def test_a_closed_generation_whose_compaction_was_killed_is_counted_and_erased(tmp_path: Path, part: str) -> None:
+    settings, ids = Settings(home=tmp_path), ["gone"]
+    closed_generation(tmp_path)
+    place = tmp_path / "index" / "closed" / part
+    # As it is between the two renames.
+    shutil.copytree(place, place.with_name(f"{part}.new"))
+    place.rename(place.with_name(f"{part}.old"))
+
+    assert count_closed(settings, (), ids) == 4
+    place.rename(place.with_name(f"{part}.old"))
+    assert erase_closed(settings, (), ids) == 4
+
+    assert (count_closed(settings, (), ids), marked(tmp_path)) == (0, [])
+    with closing(opened(tmp_path / "index" / "closed" / "chunks")) as chunks:
+        assert chunks.count(Where()) == 10
+
+
+@pytest.mark.parametrize("part", ["chunks", "documents"])
+def test_one_collection_of_a_generation_is_erased_without_the_other(tmp_path: Path, part: str) -> None:
+    settings, ids = Settings(home=tmp_path), ["gone"]
+    closed_generation(tmp_path)
+    shutil.rmtree(tmp_path / "index" / "closed" / part)
+
+    assert count_closed(settings, (), ids) == erase_closed(settings, (), ids) == (1 if part == "chunks" else 3)
+
+    assert (count_closed(settings, (), ids), marked(tmp_path)) == (0, [])
+    assert not (tmp_path / "index" / "closed" / part).exists()
+
+
+def test_what_is_left_of_a_removed_generation_goes(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    closed_generation(tmp_path, "former.removed")
+    shutil.rmtree(tmp_path / "index" / "former.removed" / "documents")
+    (tmp_path / "index" / "former.removed" / "chunks" / "edge_config.json").unlink()
+
+    assert count_closed(settings, (), ["gone"]) == 1
+    erase_closed(settings, (), ["gone"])
+
+    assert (count_closed(settings, (), ["gone"]), marked(tmp_path)) == (0, [])
