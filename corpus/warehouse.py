@@ -39,6 +39,10 @@ LARGEST_RECORD = 15_000_000
 DEEPEST = 99
 MARKS_KEPT = timedelta(hours=1)
 STAMP_FIELDS = ("content_hash", "crawled_at", "title", "url", "author_name", "category", "platform")
+# The form of our own ids, which is the text of no other type of id.
+OWN_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+# Others may write ids of these types, whose text does not tell the value.
+ODD_TYPES = ("double", "object", "binData", "bool", "date", "null", "timestamp", "decimal")
 WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -185,21 +189,18 @@ class Warehouse:
 
     def raw_records(self, ids: Iterable[str]) -> Iterator[dict[str, Any]]:
         """The records with these ids as they are stored; ids that are not there are left out."""
-        for part in batches(ids, BATCH):
-            yield from self._found({"_id": {"$in": _stored_ids(part)}})
+        yield from self._having(ids)
 
     def metadata(self, id: str) -> Mapping[str, Any]:
         """What a record has as metadata, without its text; {} where there is none, or what somebody wrote is none."""
-        record = next(self._found({"_id": {"$in": _stored_ids([id])}}, {"metadata": 1}), {})
+        record = next(self._having([id], {"metadata": 1}), {})
         found = record.get("metadata")
         return found if isinstance(found, Mapping) else {}
 
     def stamps(self, ids: Iterable[str] | None = None) -> Iterator[Stamp]:
         """Every document, or those with these ids, without texts. The order is not defined."""
         fields = dict.fromkeys(STAMP_FIELDS, 1)
-        filters = [{}] if ids is None else ({"_id": {"$in": _stored_ids(part)}} for part in batches(ids, BATCH))
-        for condition in filters:
-            yield from map(_stamp, self._found(condition, fields))
+        yield from map(_stamp, self._found({}, fields) if ids is None else self._having(ids, fields))
 
     def urls_under(self, prefix: str) -> Iterator[tuple[str, str]]:
         """Id and URL of the documents whose URL starts with `prefix`."""
@@ -220,11 +221,10 @@ class Warehouse:
     def addresses(self, ids: Iterable[str]) -> set[str]:
         """Where these documents are and were read."""
         found: set[str] = set()
-        for part in batches(ids, BATCH):
-            for record in self._found({"_id": {"$in": _stored_ids(part)}}, {"url": 1, "metadata": 1}):
-                metadata = record.get("metadata")
-                told = metadata.get("requested_url") if isinstance(metadata, Mapping) else None
-                found |= {address for address in (record.get("url"), told) if isinstance(address, str) and address}
+        for record in self._having(ids, {"url": 1, "metadata": 1}):
+            metadata = record.get("metadata")
+            told = metadata.get("requested_url") if isinstance(metadata, Mapping) else None
+            found |= {address for address in (record.get("url"), told) if isinstance(address, str) and address}
         return found
 
     def crawls(self) -> list[dict[str, Any]]:
@@ -276,11 +276,15 @@ class Warehouse:
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete the documents; how many there were."""
-        deleted = 0
-        for part in batches(ids, BATCH):
-            condition = {"_id": {"$in": _stored_ids(part)}}
-            deleted += self._asked(partial(self._documents.delete_many, condition)).deleted_count
-        return deleted
+        wanted = set(ids)
+
+        def deleted(condition: Mapping[str, Any]) -> int:
+            return int(self._asked(partial(self._documents.delete_many, condition)).deleted_count)
+
+        found = sum(deleted({"_id": {"$in": _stored_ids(part)}}) for part in batches(sorted(wanted), BATCH))
+        if found < len(wanted):
+            found += sum(map(deleted, self._odd(wanted)))
+        return found
 
     def mark(self, token: str) -> None:
         """Write a mark that capture will carry into the log behind every change acknowledged before; old ones go."""
@@ -325,6 +329,28 @@ class Warehouse:
             self._asked(lambda: self._documents.bulk_write(writes, ordered=False))
         updated = sum(document.id in stored for document in changed)
         return Saved(len(changed) - updated, updated, len(documents) - len(changed))
+
+    def _having(self, ids: Iterable[str], fields: Mapping[str, int] | None = None) -> Iterator[dict[str, Any]]:
+        """The records with these ids, whatever the type of the id."""
+        missing: set[str] = set()
+        for part in batches(ids, BATCH):
+            missing.update(part)
+            for record in self._found({"_id": {"$in": _stored_ids(part)}}, fields):
+                missing.discard(str(record["_id"]))
+                yield record
+        for condition in self._odd(missing):
+            yield from self._found(condition, fields)
+
+    def _odd(self, ids: set[str]) -> Iterator[dict[str, Any]]:
+        """Conditions for the records with these ids whose value cannot be made from its text; for our own ids nobody is
+        asked, since all the records may be read for it."""
+        wanted = {id for id in ids if not OWN_ID.fullmatch(id)}
+        if not wanted:
+            return
+        records = self._found({"_id": {"$type": list(ODD_TYPES)}}, {"_id": 1})
+        odd = [record["_id"] for record in records if str(record["_id"]) in wanted]
+        for part in batches(odd, BATCH):
+            yield {"_id": {"$in": part}}
 
     def _found(self, condition: Mapping[str, Any], fields: Mapping[str, int] | None = None) -> Iterator[dict[str, Any]]:
         with self._translated():

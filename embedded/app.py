@@ -179,7 +179,7 @@ class Stream:
         if not begun and id is not None and (documents or author is not None):
             chosen = erase.choose(self.warehouse, self.index, documents, author)
             if chosen.unknown:
-                raise erase.NothingToErase(f"no document has the id {chosen.unknown[0]!r}")
+                raise erase.NothingToErase(f"no document is found by the id {chosen.unknown[0]!r}")
             if not chosen.documents and not chosen.authors:
                 raise erase.NothingToErase(f"there is no author {author!r}")
             begun = [erase.begin(self.warehouse, id, chosen, datetime.now(UTC))]

@@ -46,7 +46,10 @@ class NothingToErase(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What would go: documents by id, with title and address where the warehouse has them, and authors by id."""
+    """What would go: documents by id, with title and address where the warehouse has them, and authors by id.
+
+    `unknown`: ids that were asked for, or are of the author, by which nothing is found.
+    """
 
     documents: Mapping[str, Mapping[str, str]]
     authors: Mapping[str, str]
@@ -97,7 +100,7 @@ def choose(warehouse: Warehouse, index: QdrantIndex, ids: Sequence[str], author:
         {id for erasure in warehouse.erasures({}) for id in erasure.document_ids if id in gone} if gone else set()
     )
     documents = {**stamps, **{id: {} for id in gone if id in recorded}}
-    return Chosen(documents, authors, tuple(id for id in ids if id not in documents))
+    return Chosen(documents, authors, tuple(sorted(wanted - set(documents))))
 
 
 def begin(warehouse: Warehouse, id: str, chosen: Chosen, now: datetime) -> Erasure:

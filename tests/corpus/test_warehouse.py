@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from bson import Int64, ObjectId
+from bson import Binary, Decimal128, Int64, ObjectId, Timestamp
 from pymongo import MongoClient
 
 from corpus.documents import Document, new_document, source_version, to_record
@@ -100,12 +100,21 @@ def test_a_stamp_names_the_write(warehouse: Warehouse) -> None:
     )
 
 
-@pytest.mark.parametrize("id", [ObjectId(), 5, -(2**63), Int64(7)])
+ODD = [
+    *(7.5, 7.0, float("nan"), True, None, Decimal128("7.10"), Timestamp(7, 1), b"seven", {"of": {"seven": 7}}),
+    *(Binary.from_uuid(uuid.UUID(int=7)), datetime(2026, 3, 1, 12, tzinfo=UTC)),
+]
+
+
+@pytest.mark.parametrize("id", [ObjectId(), 5, -(2**63), Int64(7), *ODD], ids=repr)
 def test_records_that_others_wrote_are_seen_too(id: object, warehouse: Warehouse, database: Any) -> None:
-    database.documents.insert_one({"_id": id, "text": 7})
+    database.documents.insert_one({"_id": id, "text": 7, "url": "there"})
     (stamp,) = warehouse.stamps()
+    assert list(warehouse.stamps(["unknown", stamp.id])) == [stamp]
+    assert warehouse.addresses([stamp.id]) == {"there"}
     assert (stamp.id, stamp.content_hash, stamp.title) == (str(id), "None", "")
     assert [record["text"] for record in warehouse.raw_records([str(id)])] == [7]
+    assert warehouse.delete(["unknown"]) == 0
     assert warehouse.delete([str(id)]) == 1
     assert warehouse.count() == 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bson import Decimal128, MinKey
 
 from corpus.documents import Document
 from corpus.index import QdrantIndex, open_index
@@ -313,6 +314,26 @@ def test_a_topic_that_is_not_compacted_keeps_what_it_has(system: System) -> None
     receipt = erase.finish(system.reach, system.begun(MALLORYS[1]))
 
     assert (receipt["left"], places(receipt)["log: letters"]) == (1, (1, 1))
+
+
+@pytest.mark.parametrize("id", [7, 7.5, True, None, Decimal128("7.10"), b"seven", {"of": 7}], ids=repr)
+def test_a_document_with_an_id_that_is_no_text_goes_with_its_author(system: System, id: object) -> None:
+    documents = system.warehouse._database["documents"]
+    documents.insert_one({"_id": id, "author_name": "Trent", "text": MARKER, "url": "https://example.org/odd"})
+
+    chosen = system.chosen(author="Trent")
+    receipt = erase.finish(system.reach, system.begun(author="Trent"))
+
+    assert (set(chosen.documents), chosen.unknown) == ({str(id)}, ())
+    assert (places(receipt)["warehouse: documents"], receipt["left"]) == ((1, 0), 0)
+    assert documents.count_documents({"author_name": "Trent"}) == 0
+    assert system.chosen(author="Trent").documents == {}
+
+
+def test_a_document_of_an_author_that_nothing_finds_is_named(system: System) -> None:
+    system.warehouse._database["documents"].insert_one({"_id": MinKey(), "author_name": "Trent"})
+
+    assert system.chosen(author="Trent").unknown == ("MinKey()",)
 
 
 def test_what_was_deleted_before_may_be_erased_and_what_nobody_knows_is_named(system: System) -> None:
