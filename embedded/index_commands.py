@@ -174,8 +174,10 @@ def _no_receipt(namespace: argparse.Namespace) -> str | None:
     file: Path | None = namespace.receipt
     if file is None:
         return "an erasure gives a receipt: say where with --receipt FILE"
-    if file.is_dir() or not file.parent.is_dir():
-        return f"{file} cannot be written: it is a folder, or in none"
+    if file.is_dir():
+        return f"{file} cannot be written: it is a folder"
+    if not file.parent.is_dir():
+        return f"{file} cannot be written: there is no folder {file.parent}"
     if file.exists() and not namespace.force:
         return f"{file} exists: name another file, or write over it with --force"
     return None
@@ -192,7 +194,11 @@ def _chosen(namespace: argparse.Namespace, settings: Settings) -> dict[str, Any]
     unknown = [given for given, ids in named.items() if not any(id in chosen["documents"] for id in ids)]
     if unknown:
         raise AppRefused(unknown_documents(unknown), 404)
-    return chosen
+    if namespace.author is not None and chosen["unknown"]:
+        ids = ", ".join(chosen["unknown"][:SHOWN])
+        raise AppRefused(f"{namespace.author!r} has documents that are not found by their ids: {ids}", 404)
+    # Of the ids that a path or an address may stand for, one was found.
+    return {**chosen, "unknown": []}
 
 
 def _would_go(chosen: dict[str, Any]) -> str:

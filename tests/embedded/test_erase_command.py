@@ -12,6 +12,7 @@ import pytest
 
 from embedded.cli import main
 from serving.client import AppRefused, AppUnavailable
+from serving.commands import document_ids
 
 PLACE = {"place": "index: chunks", "found": 3, "left": 0, "check": "counted"}
 RECEIPT = {
@@ -95,6 +96,29 @@ def test_a_dry_run_erases_nothing_and_needs_no_receipt(app: App, capsys: pytest.
     assert [asked["dry_run"] for asked in app.asked] == [True]
 
 
+def test_a_path_that_names_a_document_is_not_unknown(
+    app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "secret.md").write_text("A secret.")
+    _, id = document_ids(str(tmp_path / "secret.md"))
+    app.chosen = {"documents": {id: {"title": "A secret"}}, "authors": {}, "unknown": [str(tmp_path / "secret.md")]}
+
+    assert main(["erase", "--document", str(tmp_path / "secret.md"), "--dry-run", "--json"]) == 0
+
+    assert json.loads(capsys.readouterr().out) == {**app.chosen, "unknown": []}
+
+
+def test_a_document_of_an_author_that_cannot_be_found_is_named(
+    app: App, erase: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    app.chosen = {**CHOSEN, "unknown": ["MinKey()"]}
+
+    assert erase("--author", "Ada", "--yes") == 1
+
+    assert "'Ada' has documents that are not found by their ids: MinKey()" in capsys.readouterr().err
+    assert [asked["dry_run"] for asked in app.asked] == [True]
+
+
 @pytest.mark.parametrize(("answer", "code"), [("yes\n", 0), ("\n", 1), ("", 1)])
 def test_a_person_is_asked(
     app: App, erase: Callable[..., int], monkeypatch: pytest.MonkeyPatch, answer: str, code: int
@@ -121,8 +145,8 @@ def test_an_erasure_is_gone_on_with(app: App, erase: Callable[..., int], tmp_pat
     [
         (["--document", "one"], 2, "say where with --receipt FILE"),
         (["--document", "one", "--receipt", "{here}/there"], 1, "exists: name another file, or write over it"),
-        (["--document", "one", "--receipt", "{here}"], 1, "cannot be written"),
-        (["--document", "one", "--receipt", "{here}/no/receipt.json"], 1, "cannot be written"),
+        (["--document", "one", "--receipt", "{here}"], 1, "cannot be written: it is a folder"),
+        (["--document", "one", "--receipt", "{here}/no/receipt.json"], 1, "there is no folder {here}/no"),
         (["--resume", "--dry-run"], 2, "--dry-run says what would go"),
     ],
 )
@@ -133,7 +157,7 @@ def test_what_cannot_end_well_is_refused_before_anything_is_erased(
 
     assert main(["erase", *(each.format(here=tmp_path) for each in arguments)]) == code
 
-    assert said in capsys.readouterr().err
+    assert said.format(here=tmp_path) in capsys.readouterr().err
     assert (app.asked, (tmp_path / "there").read_text()) == ([], "kept")
 
 
