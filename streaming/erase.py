@@ -35,6 +35,8 @@ ERASED = "(erased)"
 # Ids in one question to the index.
 TOGETHER = 1_000
 PATIENCE = 30.0
+# Characters of an id from which it is found without quotes; ours have 36, ObjectIds 24.
+LONG_ID = 16
 COMPACTION = ("cleanup.policy", "max.compaction.lag.ms", "min.cleanable.dirty.ratio", "delete.retention.ms")
 # Few messages in memory at a time, however large they are.
 READING = {"enable.partition.eof": True, "queued.max.messages.kbytes": 16_000, "log_level": 0}
@@ -401,11 +403,25 @@ def _empty(directory: Path) -> int:
     return len(files)
 
 
-def _naming(directory: Path, ids: Collection[str]) -> int:
-    """How many files name one of the documents."""
-    wanted = [id.encode() for id in ids]
-    contents = (path.read_bytes() for path in directory.glob("*") if path.is_file())
-    return sum(any(id in content for id in wanted) for content in contents)
+def _names(content: bytes, ids: Collection[str]) -> bool:
+    """Whether a text names one of the documents: an id that no other text has by chance, or a short one in quotes."""
+    # What quotes a text that has quotes puts backslashes before them.
+    plain = content.replace(b"\\", b"")
+    forms = (((id,) if len(id) >= LONG_ID else (f"'{id}'", f'"{id}"')) for id in ids if id)
+    return any(form.encode() in plain for each in forms for form in each)
+
+
+class _Said(msgspec.Struct):
+    """What capture says of itself, as far as a record may be quoted in it."""
+
+    reason: str | None = None
+
+
+def _said(capture: Path) -> list[bytes]:
+    """What the files of capture have of documents: the others hold a position alone, as times and as a token that has
+    no text of any."""
+    file = capture / "status.json"
+    return [(msgspec.json.decode(file.read_bytes(), type=_Said).reason or "").encode()] if file.is_file() else []
 
 
 # The last look
@@ -478,9 +494,12 @@ def _log_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Place
 
 
 def _file_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Place]:
-    logs, capture = reach.settings.log_directory, reach.settings.home / "capture"
-    yield Place("files: logs", erasure.found["logs"], _naming(logs, kinds.gone), "emptied, then read for the ids")
-    yield Place("files: capture", 0, _naming(capture, kinds.gone), "read for the ids")
+    logs = [path.read_bytes() for path in reach.settings.log_directory.glob("*") if path.is_file()]
+    named = [
+        sum(_names(each, kinds.gone) for each in texts) for texts in (logs, _said(reach.settings.home / "capture"))
+    ]
+    yield Place("files: logs", erasure.found["logs"], named[0], "emptied, then read for the ids")
+    yield Place("files: capture", 0, named[1], "the reason in its status, read for the ids; the rest is a position")
 
 
 def _settings_of(bootstrap: str, topic: str) -> dict[str, str]:

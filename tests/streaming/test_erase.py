@@ -316,6 +316,38 @@ def test_a_topic_that_is_not_compacted_keeps_what_it_has(system: System) -> None
     assert (receipt["left"], places(receipt)["log: letters"]) == (1, (1, 1))
 
 
+@pytest.mark.parametrize("id", ["7", "", "running", 7])
+def test_a_short_id_is_not_taken_for_a_part_of_another_text(system: System, id: object) -> None:
+    capture = system.home / "capture"
+    capture.mkdir()
+    status = {"connector": "twin-7", "state": "running", "reason": None, "records": 7, "pid": 777}
+    (capture / "status.json").write_text(json.dumps(status))
+    (capture / "offsets-7").write_bytes(b'\0["twin-7",{"server_id":"7"}]{"sec":7,"ord":7,"resume_token":"N7A="}x')
+    system.warehouse._database["documents"].insert_one({"_id": id, "author_name": "Trent"})
+
+    def log(step: str) -> None:
+        (system.home / "logs" / "app.log").write_text(f"17:07:07 {step} after 7 s; running\n")
+
+    receipt = erase.finish(system.reach, system.begun(author="Trent"), log)
+
+    assert [place for place, (_, left) in places(receipt).items() if left] == []
+
+
+@pytest.mark.parametrize("id", ["7", "d66603e2-1c6d-5451-94aa-1529ff2afb2c"])
+def test_what_names_a_document_in_a_log_or_in_the_state_of_capture_is_left(system: System, id: str) -> None:
+    (system.home / "capture").mkdir()
+    key = json.dumps({"id": json.dumps(id)})
+    (system.home / "capture" / "status.json").write_text(json.dumps({"reason": f"cannot send {key}"}))
+    system.warehouse._database["documents"].insert_one({"_id": id, "author_name": "Trent"})
+
+    def log(step: str) -> None:
+        (system.home / "logs" / "app.log").write_text(f"document {id!r} cannot be read\n")
+
+    receipt = erase.finish(system.reach, system.begun(author="Trent"), log)
+
+    assert (places(receipt)["files: logs"][1], places(receipt)["files: capture"][1]) == (1, 1)
+
+
 @pytest.mark.parametrize("id", [7, 7.5, True, None, Decimal128("7.10"), b"seven", {"of": 7}], ids=repr)
 def test_a_document_with_an_id_that_is_no_text_goes_with_its_author(system: System, id: object) -> None:
     documents = system.warehouse._database["documents"]
