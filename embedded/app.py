@@ -59,7 +59,7 @@ class Stream:
     `publishes`: downstream is told, as it is by the live generation's alone; `term`: which time it is live; `frozen`:
     why the index takes deletions only; `others`: the streams of the generations beside this one; `warehouse_id`: the
     identity of the warehouse whose changes count, once it was asked; `verified`: the report of the last verification of
-    everything.
+    everything; `erasing`: the id of the erasure that is under way, and what it does.
     """
 
     settings: Settings
@@ -73,6 +73,7 @@ class Stream:
     others: Callable[[], Sequence[Stream]] = tuple
     warehouse_id: str = ""
     verified: Report | None = None
+    erasing: tuple[str, str] | None = None
     _verifying: threading.Lock = field(default_factory=threading.Lock)
     traces: Traces | None = None
     _erasing: threading.Lock = field(default_factory=threading.Lock)
@@ -215,14 +216,21 @@ class Stream:
             settle=self._settle_all,
             renew=self._renew_log,
         )
+
+        def went_on(step: str) -> None:
+            self.erasing = erasure.id, erase.DOING[step]
+
+        went_on("files" if erasure.state == "done" else "")
         try:
-            receipt = erase.finish(reach, erasure)
+            receipt = erase.finish(reach, erasure, went_on)
             # One that was done already is only looked at again.
             if erasure.state != "done" and not receipt["left"]:
                 self.progress.count(documents_erased=len(erasure.document_ids))
             return receipt
         except (NotApplied, LogFailed) as error:
             raise ConnectionError(f"erasure {erasure.id} is not finished and goes on by itself: {error}") from error
+        finally:
+            self.erasing = None
 
     def _settle_all(self) -> None:
         """Return when all that was acknowledged is applied to each generation. Raises NotApplied."""

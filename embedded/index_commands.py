@@ -305,6 +305,8 @@ def _generations(found: dict[str, Any]) -> str:
     if former := found["former"]:
         until = former["removed_at"].partition("+")[0].replace("T", " ")
         lines += [_generation("former", former), f"           kept up, until {until} UTC: `twin reindex rollback`"]
+    if erasing := found["erasing"]:
+        lines.append(f"erasure {erasing['id']} is under way: {erasing['doing']}")
     if found["republish"] is not None:
         lines.append("downstream is being told of every document again")
     if found["note"]:

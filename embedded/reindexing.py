@@ -367,6 +367,10 @@ class Generations:
 
         Raises EmbedderUnavailable, and what index, log and warehouse raise when they are away.
         """
+        if (erasing := self.live.erasing) is not None:
+            # It may wait for half an hour for the dataflow.
+            reason = f"erasure {erasing[0]} is under way ({erasing[1]}): ask again when it has ended"
+            return {"done": False, "reasons": [reason], **self.status()}
         with self._acting:
             if action == "start":
                 reasons = self._start(model or self.settings.embedding_model)
@@ -611,12 +615,14 @@ class Generations:
     def status(self) -> dict[str, Any]:
         """The generations, how far the one being built is, and what is to be done; `twin reindex status --json`."""
         alias, live, beside, examined = self.alias, self._live, self._beside, self.examined
+        erasing = live.stream.erasing
         return {
             "wanted": self.settings.embedding_model,
             "live": {**_shown(live), "frozen": live.stream.frozen},
             "candidate": self._progress_of(beside) if beside and alias.candidate else None,
             "former": self._kept(beside, alias.flipped_at or 0.0) if beside and alias.former else None,
             "note": self.note or (self._differs() if live.stream.frozen is None else None),
+            "erasing": None if erasing is None else {"id": erasing[0], "doing": erasing[1]},
             "republish": len(self._to_republish or ()) if alias.republish else None,
             "examined": None
             if examined is None

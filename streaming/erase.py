@@ -38,6 +38,21 @@ PATIENCE = 30.0
 # Characters of an id from which it is found without quotes; ours have 36, ObjectIds 24.
 LONG_ID = 16
 COMPACTION = ("cleanup.policy", "max.compaction.lag.ms", "min.cleanable.dirty.ratio", "delete.retention.ms")
+# What is being done, by the step before it.
+DOING = {
+    "": "the records of crawls",
+    "names": "the documents in the warehouse",
+    "documents": "their authors",
+    "authors": "waiting for the index to follow",
+    "applied": "the index is written anew",
+    "index": "the generations that are not in use",
+    "generations": "tombstones for the log",
+    "tombstones": "the warehouse's history",
+    "history": "the log is started anew",
+    "log": "telling downstream",
+    "events": "the logs of the parts",
+    "files": "every place is looked at",
+}
 # Few messages in memory at a time, however large they are.
 READING = {"enable.partition.eof": True, "queued.max.messages.kbytes": 16_000, "log_level": 0}
 

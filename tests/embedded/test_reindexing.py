@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from corpus.documents import Document, source_version, to_record
 from corpus.embedding import EmbedderUnavailable
 from corpus.generations import Alias, FileAliases, GenerationMismatch
 from corpus.settings import Settings, load
-from corpus.warehouse import Stamp
+from corpus.warehouse import Erasure, Stamp
 from embedded import reindexing
 from embedded.app import Stream
 from embedded.reindexing import Generations
+from streaming import erase
 from streaming.changes import REPAIR_HEADER, Message, decode, delete_envelope, upsert_envelope
 from streaming.indexing import Indexed, Removed, index_batch
 from streaming.log import Log
@@ -362,6 +364,37 @@ def test_what_cannot_be_done_says_why(world: World, action: str, sentence: str) 
 
     assert not answer["done"]
     assert sentence in answer["reasons"][0]
+    app.close()
+
+
+def test_generations_do_not_wait_for_an_erasure_without_a_word(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = Erasure(id="e", document_ids=(), author_ids=(), erased_at=datetime.now(UTC))
+    reached, ended = threading.Event(), threading.Event()
+
+    def finish(_: object, erasure: Erasure, went_on: Callable[[str], None]) -> dict[str, Any]:
+        went_on("authors")
+        reached.set()
+        assert ended.wait(60)
+        return {"left": 0}
+
+    monkeypatch.setattr(erase, "finish", finish)
+    monkeypatch.setattr(world, "erasures", lambda _: [begun], raising=False)
+    app = world.start()
+    erasing = threading.Thread(target=app.erase, args=("e", [], None))
+    erasing.start()
+    assert reached.wait(60)
+
+    answer = app.act("start", NEW)
+
+    ended.set()
+    erasing.join()
+    assert (answer["done"], answer["candidate"]) == (False, None)
+    assert answer["reasons"] == [
+        "erasure e is under way (waiting for the index to follow): ask again when it has ended"
+    ]
+    assert answer["erasing"] == {"id": "e", "doing": "waiting for the index to follow"}
+    assert app.act("start", NEW)["done"]
+    assert app.status()["erasing"] is None
     app.close()
 
 

@@ -229,6 +229,7 @@ def test_the_steps_that_are_tested_are_the_steps(system: System) -> None:
     erase.finish(system.reach, system.begun(author="Mallory"), reached.append)
 
     assert tuple(reached) == STEPS
+    assert tuple(erase.DOING) == ("", *STEPS)
 
 
 def test_an_erasure_stays_open_while_the_log_is_away(system: System) -> None:
