@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 # A comparison of millions of points takes its time; an app that went away is noticed at once.
 PATIENCE_SECONDS = 3600.0
 SHOWN = 20
+LOOK_SECONDS = 0.5
+# Back to the beginning of the terminal's line, which is emptied.
+ANEW = "\r\x1b[K"
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -151,7 +157,8 @@ def _erase(namespace: argparse.Namespace, settings: Settings) -> int:
             sys.stderr.write(
                 f"erasure {asked['id']}: if this breaks off, the app goes on; `--resume` gives the receipt\n"
             )
-        receipt = call(settings, "POST", "/api/erase", asked, timeout=PATIENCE_SECONDS)
+        with _progress(settings):
+            receipt = call(settings, "POST", "/api/erase", asked, timeout=PATIENCE_SECONDS)
     except (AppRefused, AppUnavailable) as error:
         return _failed(str(error))
     asked_for = {"author": namespace.author} if namespace.author else {"documents": receipt["documents"]}
@@ -162,6 +169,35 @@ def _erase(namespace: argparse.Namespace, settings: Settings) -> int:
         again = ", ".join(receipt["ingested_again"][:SHOWN])
         sys.stderr.write(f"twin: ingested again since, and so new documents: {again}\n")
     return 1 if receipt["left"] else 0
+
+
+@contextmanager
+def _progress(settings: Settings) -> Iterator[None]:
+    """Meanwhile one line of a terminal says what the app is doing for an erasure."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from serving.client import AppRefused, AppUnavailable, call
+
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(LOOK_SECONDS):
+            with suppress(AppRefused, AppUnavailable):
+                erasing = call(settings, "GET", "/api/reindex", patience=0)["erasing"]
+                if not ended.is_set():
+                    sys.stderr.write(f"{ANEW}{erasing['doing'] if erasing else 'waiting for the app'} ...")
+                    sys.stderr.flush()
+
+    telling = threading.Thread(target=tell, daemon=True)
+    telling.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        telling.join(LOOK_SECONDS)
+        sys.stderr.write(ANEW)
+        sys.stderr.flush()
 
 
 def _failed(told: str, code: int = 1) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,21 @@ class App:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.looked, self.looks, self.busy = threading.Event(), 0, False
         self.chosen: dict[str, Any] = CHOSEN
         self.receipt: dict[str, Any] | Exception = RECEIPT
 
-    def call(self, _: object, method: str, path: str, body: dict[str, Any], **__: object) -> Any:
+    def call(self, _: object, method: str, path: str, body: Any = None, **__: object) -> Any:
+        if path == "/api/reindex":
+            self.looks += 1
+            if self.looks > 1:
+                self.looked.set()
+            return {"erasing": {"id": "e", "doing": "the index is written anew"}}
         assert (method, path) == ("POST", "/api/erase")
         self.asked.append(body)
         if body.get("dry_run"):
             return self.chosen
+        assert not self.busy or self.looked.wait(60)
         if isinstance(self.receipt, Exception):
             raise self.receipt
         return self.receipt
@@ -75,6 +83,21 @@ def test_a_receipt_is_written_and_told(
     assert "warehouse: history                    3 found       ? left" in told
     assert "made from them, and to be made anew: dataset first" in told
     assert told.endswith(f"1 document erased, 0 left; the receipt is {tmp_path / 'receipt.json'}\n")
+
+
+def test_a_terminal_is_told_meanwhile_what_is_being_done(
+    app: App, erase: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    app.busy = True
+
+    assert erase("--document", "one", "--yes") == 0
+
+    # The line is empty again at the end.
+    assert "\r\x1b[Kthe index is written anew ..." in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r\x1b[K")
 
 
 def test_what_is_left_is_a_failure(app: App, erase: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
