@@ -17,7 +17,7 @@ down:
 	@if [ -x $(BIN)/twin ]; then $(BIN)/twin down; fi
 
 test: setup-dev
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-integration: setup-dev
 	$(BIN)/pytest -m "integration and not long"

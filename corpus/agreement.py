@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from corpus.warehouse import Stamp
 
 State = Literal["captured", "indexed", "failed"]
+# An id is known by its text, so the whole number 7 and the text "7" are one: either may be what is indexed.
+SHARED = "another document of the warehouse has the same id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,20 @@ def is_of_a_document(record: Record) -> bool:
 def compare(stamps: Iterable[Stamp], records: Iterable[Record]) -> Disagreement:
     """Compare every document of the warehouse with the ledger's live records."""
     ledger = {record.document_id: record for record in records}
-    behind, failed = [], []
+    behind: set[str] = set()
+    failed: dict[str, str] = {}
+    met: set[str] = set()
     for stamp in stamps:
-        record = ledger.pop(stamp.id, None)
+        record = ledger.get(stamp.id)
         found = state(stamp, record)
-        if found == "captured":
-            behind.append(stamp.id)
+        if stamp.id in met:
+            failed[stamp.id] = SHARED
+            if found != "captured":
+                behind.discard(stamp.id)
+        elif found == "captured":
+            behind.add(stamp.id)
         elif found == "failed" and record is not None and record.failure is not None:
-            failed.append((stamp.id, f"{record.failure.step}: {record.failure.reason}"))
-    leftover = (id for id, record in ledger.items() if is_of_a_document(record))
-    return Disagreement(tuple(behind), tuple(leftover), tuple(failed))
+            failed[stamp.id] = f"{record.failure.step}: {record.failure.reason}"
+        met.add(stamp.id)
+    leftover = (id for id, record in ledger.items() if id not in met and is_of_a_document(record))
+    return Disagreement(tuple(behind), tuple(leftover), tuple(failed.items()))

@@ -8,6 +8,7 @@ server. The server's own aliases follow it, for other readers.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import uuid
@@ -25,6 +26,7 @@ from corpus.settings import Settings, without_password
 if TYPE_CHECKING:
     from corpus.embedding import Embedder
 
+logger = logging.getLogger(__name__)
 PARTS = ("chunks", "documents")
 ALIAS_POINT = str(uuid.uuid5(uuid.NAMESPACE_OID, "generations"))
 REMOVED = ".removed"
@@ -120,31 +122,36 @@ def local_directory(settings: Settings) -> Path:
 
 
 class FileAliases:
-    """The alias of a local index: `current.json` beside one directory a generation."""
+    """The alias of a local index: `current.json` beside one directory a generation, and its copy."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._file = directory / "current.json"
+        # A power failure may leave a torn file on some disks. Without either the log is read anew.
+        self._files = directory / "current.json", directory / "current.copy.json"
 
     def read(self) -> Alias | None:
-        try:
-            return _alias(msgspec.json.decode(self._file.read_bytes()))
-        except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
-            # A power failure may leave a torn file on some disks: then the log is read anew.
-            return None
-        except OSError as error:
-            raise self._unavailable(error) from error
+        for file in self._files:
+            try:
+                return _alias(msgspec.json.decode(file.read_bytes()))
+            except FileNotFoundError:
+                continue
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                logger.warning("%s does not say which generation is live: %s", file, error)
+            except OSError as error:
+                raise self._unavailable(error) from error
+        return None
 
     def claim(self, first: Alias) -> Alias:
-        found = self.read()
-        if found is None:
-            self.write(first)
-        return found or first
+        alias = self.read() or first
+        # Also where it is known: one of the two files may be torn.
+        self.write(alias)
+        return alias
 
     def write(self, alias: Alias) -> None:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            replace_file(self._file, msgspec.json.encode(alias), lasting=True)
+            for file in self._files:
+                replace_file(file, msgspec.json.encode(alias), lasting=True)
         except OSError as error:
             raise self._unavailable(error) from error
 

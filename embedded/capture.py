@@ -52,6 +52,8 @@ JARS = re.compile(
     r"|openlineage-api|embedded|storage-file)|connect-(api|json|runtime|transforms)|kafka-clients|maven-artifact|re2j"
     r"|commons-lang3|jackson|slf4j-api|log4j)"
 )
+# How every file begins that Java wrote an object to.
+JAVA_OBJECT = b"\xac\xed\x00\x05"
 STOP_SECONDS = 1.5
 # Shorter than what is left to a part for its end when MongoDB is away at that moment.
 ANSWER_SECONDS = 1.5
@@ -236,6 +238,10 @@ def _offsets(directory: Path, life: str) -> Path:
     for old in directory.glob("offsets-*"):
         if old != current:
             old.unlink()
+    # One that is cut short is none for the connector; at anything else it would end, and again at every start.
+    if current.exists() and not JAVA_OBJECT.startswith(current.read_bytes()[: len(JAVA_OBJECT)]):
+        sys.stderr.write(f"{current} holds no position and is removed: the connector takes a snapshot\n")
+        current.unlink()
     return current
 
 

@@ -121,11 +121,13 @@ def write_parts(home: Path, parts: list[PartStatus]) -> None:
 
 
 def read_parts(home: Path) -> list[PartStatus]:
-    """The parts of the running home; [] when it is not running."""
+    """The parts of the running home; [] when it is not running. Raises HomeUnusable."""
     try:
         return msgspec.json.decode((home / PARTS).read_bytes(), type=list[PartStatus])
     except FileNotFoundError:
         return []
+    except msgspec.DecodeError as error:
+        raise HomeUnusable(f"{home / PARTS} cannot be read ({error}): `twin down`, then `twin up`") from error
 
 
 def write_addresses(home: Path, addresses: dict[str, str]) -> None:

@@ -274,17 +274,22 @@ def compare(
     found = [replace(fault, kind="duplicate", what=COPY) if fault.point_id in copies else fault for fault in found]
     suspects = {fault.document_id for fault in found}
     stamped: dict[str, Stamp] = {}
-    unindexed = dict(ledger.live)
+    behind: dict[str, Fault] = {}
+    met: set[str] = set()
     for stamp in stamps:
         counts["documents"] += 1
-        record = unindexed.pop(stamp.id, None)
-        if state(stamp, record) == "captured":
+        record = ledger.live.get(stamp.id)
+        if state(stamp, record) != "captured":
+            # Of documents that share an id, one is indexed; `corpus.agreement` says that the others are not.
+            behind.pop(stamp.id, None)
+        elif stamp.id not in met:
             what = "the index does not have this document" if record is None else "the index has another version"
-            found.append(Fault("missing" if record is None else "stale", what, stamp.id))
+            behind[stamp.id] = Fault("missing" if record is None else "stale", what, stamp.id)
+        if stamp.id in behind or stamp.id in suspects:
             stamped[stamp.id] = stamp
-        elif stamp.id in suspects:
-            stamped[stamp.id] = stamp
-    leftover = [id for id, record in unindexed.items() if is_of_a_document(record)]
+        met.add(stamp.id)
+    found += behind.values()
+    leftover = [id for id, record in ledger.live.items() if id not in met and is_of_a_document(record)]
     found += [Fault("orphaned", "the warehouse does not have this document", id) for id in leftover]
     found += ledger.in_the_way(found)
     return [replace(fault, seen_as=ledger.seen_as(fault, stamped)) for fault in found]

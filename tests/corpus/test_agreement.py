@@ -52,3 +52,13 @@ def test_every_difference_is_named_once() -> None:
 
     assert (found.behind, found.leftover, found.failed) == (("b",), ("gone", "refused"), (("c", "split: it is odd"),))
     assert compare([STAMP], [RECORD]) == replace(found, behind=(), leftover=(), failed=())
+
+
+def test_of_two_documents_with_one_id_either_may_be_indexed_and_the_id_is_named() -> None:
+    other = replace(STAMP, content_hash="h2")
+    for stamps in ((STAMP, other), (other, STAMP)):
+        found = compare(stamps, [RECORD])
+        assert (found.behind, found.leftover, [id for id, _ in found.failed]) == ((), (), ["a"])
+
+    missed = compare((STAMP, other), [replace(RECORD, source_hash="h3")])
+    assert (missed.behind, [id for id, _ in missed.failed]) == (("a",), ["a"])

@@ -226,12 +226,33 @@ def test_a_torn_alias_is_of_a_new_index_that_reads_the_log_anew(tmp_path: Path, 
     settings = load({"TWIN_HOME": str(tmp_path)})
     first = open_index(settings, "g1", DIMENSIONS)
     first.close()
-    (tmp_path / "index" / "current.json").write_bytes(left)
+    files = [tmp_path / "index" / name for name in ("current.json", "current.copy.json")]
+    for file in files:
+        file.write_bytes(left)
 
     again = open_index(settings, "g1", DIMENSIONS)
     again.close()
 
     assert again.id != first.id
+
+
+@pytest.mark.parametrize("left", [b"", b'{"id": "', None])
+@pytest.mark.parametrize("name", ["current.json", "current.copy.json"])
+def test_an_alias_of_which_one_file_is_torn_is_known_and_mended(tmp_path: Path, name: str, left: bytes | None) -> None:
+    settings = load({"TWIN_HOME": str(tmp_path)})
+    first = open_index(settings, "g1", DIMENSIONS)
+    first.close()
+    file = tmp_path / "index" / name
+    whole = file.read_bytes()
+    file.unlink()
+    if left is not None:
+        file.write_bytes(left)
+
+    again = open_index(settings, "g1", DIMENSIONS)
+    again.close()
+
+    assert again.id == first.id
+    assert file.read_bytes() == whole
 
 
 def test_a_killed_process_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:

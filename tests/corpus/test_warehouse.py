@@ -106,7 +106,7 @@ ODD = [
 ]
 
 
-@pytest.mark.parametrize("id", [ObjectId(), 5, -(2**63), Int64(7), *ODD], ids=repr)
+@pytest.mark.parametrize("id", [ObjectId("66322d00a1b2c3d4e5f60718"), 5, -(2**63), Int64(7), *ODD], ids=repr)
 def test_records_that_others_wrote_are_seen_too(id: object, warehouse: Warehouse, database: Any) -> None:
     database.documents.insert_one({"_id": id, "text": 7, "url": "there"})
     (stamp,) = warehouse.stamps()

@@ -137,11 +137,23 @@ def test_an_acknowledgement_without_an_offset_is_a_failure(bootstrap: str, monke
 
 def test_the_position_lives_and_dies_with_the_log(tmp_path: Path) -> None:
     first = capture._offsets(tmp_path, "topic/1+")
-    first.write_bytes(b"position")
+    first.write_bytes(capture.JAVA_OBJECT + b"position")
 
-    assert capture._offsets(tmp_path, "topic/1+").read_bytes() == b"position"
+    assert capture._offsets(tmp_path, "topic/1+").read_bytes().endswith(b"position")
     assert not capture._offsets(tmp_path, "topic/2+").exists()
     assert not first.exists()
+
+
+@pytest.mark.parametrize("left", [b"garbage", bytes(262)])
+def test_what_is_no_position_is_not_handed_to_the_connector(tmp_path: Path, left: bytes) -> None:
+    place = capture._offsets(tmp_path, "topic/1+")
+    place.write_bytes(left)
+
+    assert not capture._offsets(tmp_path, "topic/1+").exists()
+
+    # Of a file that was cut short the connector makes an empty one itself.
+    place.write_bytes(capture.JAVA_OBJECT[:2])
+    assert capture._offsets(tmp_path, "topic/1+").exists()
 
 
 def test_the_engine_runs_the_connector_of_production() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from embedded import home
-from embedded.home import HomeTaken, HomeUnusable, PartStatus
+from embedded.home import HomeTaken, HomeUnusable, PartStatus, read_parts
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -119,3 +119,11 @@ def test_the_end_of_a_log_is_its_last_lines(tmp_path: Path) -> None:
 
     assert home.tail(tmp_path / "log", 2) == "line 18\nline 19"
     assert home.tail(tmp_path / "no log") == ""
+
+
+@pytest.mark.parametrize("left", [b"", b"[{", b"[3]"])
+def test_parts_that_cannot_be_read_are_named_with_what_to_do(tmp_path: Path, left: bytes) -> None:
+    (tmp_path / "parts.json").write_bytes(left)
+
+    with pytest.raises(HomeUnusable, match=r"parts\.json cannot be read .*: `twin down`, then `twin up`"):
+        read_parts(tmp_path)

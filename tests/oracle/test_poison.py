@@ -97,6 +97,8 @@ def _read(process: Process) -> list[Message]:
 
 def test_what_was_indexed_of_them_is_found_and_read_without_an_error(world: World) -> None:
     process = world.process()
+    good(world, 0)
+    process.catch_up()
     seen = 0
     for record in process.index.scan():
         chunks = process.index.chunks(record.document_id)

@@ -264,6 +264,23 @@ def test_faults_of_all_kinds_at_once_are_mended_together(system: System) -> None
     assert system.verify().found == 0
 
 
+def test_of_two_documents_with_one_id_either_may_be_indexed(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    stamps = system.notes.stamps
+
+    def twice(ids: Iterable[str] | None = None) -> Iterator[Stamp]:
+        for stamp in stamps(ids):
+            yield replace(stamp, content_hash="of the other")
+            yield stamp
+            yield replace(stamp, content_hash="of the other")
+
+    monkeypatch.setattr(system.notes, "stamps", twice)
+    assert system.verify().found == 0
+    change_a_text(system)
+    assert kinds(system.verify()) == {"stale": 1}
+    miss_a_deletion(system)
+    assert kinds(system.verify()) == {"orphaned": 1, "stale": 1}
+
+
 def test_what_is_under_way_is_no_fault(system: System) -> None:
     system.save(document("a", article(["edited"])))
     system.save(document("e", article(["new"])))
