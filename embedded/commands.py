@@ -262,7 +262,7 @@ def _gathered(settings: Settings) -> dict[str, Any]:
     """The parts as the supervisor knows them and what the app says of itself; None where nobody can tell."""
     import msgspec
 
-    from embedded.home import PART_NAMES, PartStatus, read_parts, supervisor
+    from embedded.home import PART_NAMES, PartStatus, exists, read_parts, supervisor
     from embedded.parts import reachable
     from serving.client import AppRefused, AppUnavailable, call
 
@@ -271,7 +271,12 @@ def _gathered(settings: Settings) -> dict[str, Any]:
     if not parts:
         parts = [PartStatus(name=name, state="stopped") for name in PART_NAMES]
     for part in parts:
-        if part.name == "capture" and part.state == "ready":
+        if part.state == "ready" and part.pid is not None and not exists(part.pid):
+            part.state, part.reason = (
+                "ended",
+                "its process is gone: see logs/supervisor.log, and whether the disk is full",
+            )
+        elif part.name == "capture" and part.state == "ready":
             part.state, part.reason = _capture_state(settings)
         elif part.state == "given":
             part.state, part.reason = _given_state(part.name, settings)

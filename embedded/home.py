@@ -130,6 +130,17 @@ def read_parts(home: Path) -> list[PartStatus]:
         raise HomeUnusable(f"{home / PARTS} cannot be read ({error}): `twin down`, then `twin up`") from error
 
 
+def exists(pid: int) -> bool:
+    """Whether there is a process of this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def write_addresses(home: Path, addresses: dict[str, str]) -> None:
     replace_file(home / ADDRESSES, msgspec.json.encode(addresses))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,8 +49,11 @@ def test_status_tells_which_parts_do_not_answer(
     monkeypatch.setattr(parts, "_check_log", hangs)
     monkeypatch.setattr(commands, "ANSWER_SECONDS", 0.1)
     monkeypatch.setenv("TWIN_HOME", str(tmp_path))
+    with subprocess.Popen(["/bin/true"]) as gone:
+        gone.wait()
     with supervising(tmp_path):
-        write_parts(tmp_path, [PartStatus(name=name, state="ready") for name in ("documents", "log", "app")])
+        noted = [PartStatus(name=name, state="ready", pid=os.getpid()) for name in ("documents", "log", "app")]
+        write_parts(tmp_path, [*noted, PartStatus(name="capture", state="ready", pid=gone.pid)])
         addresses = {
             "mongodb_uri": "mongodb://127.0.0.1:1/",
             "kafka_bootstrap_servers": "127.0.0.1:1",
@@ -59,7 +64,7 @@ def test_status_tells_which_parts_do_not_answer(
         assert cli.main(["status"]) == cli.DONE
 
     told = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
-    assert told == [["documents", "stalled"], ["log", "stalled"], ["app", "stalled"]]
+    assert told == [["documents", "stalled"], ["log", "stalled"], ["app", "stalled"], ["capture", "ended"]]
 
 
 def test_a_supervisor_that_is_killed_while_it_starts_is_told_as_such(
