@@ -66,8 +66,8 @@ class Collection:
     def delete(self, where: Where) -> None:
         self._points.delete(where)
 
-    def retrieve(self, ids: Sequence[str], without: Sequence[str] = (), dense: bool = False) -> list[Stored]:
-        return self._points.retrieve(ids, without, dense)
+    def retrieve(self, ids: Sequence[str], without: Sequence[str] = (), vectors: Sequence[str] = ()) -> list[Stored]:
+        return self._points.retrieve(ids, without, vectors)
 
     def scroll(self, where: Where, without: Sequence[str] = ()) -> list[Stored]:
         return list(self._points.scroll(where, without))
