@@ -265,6 +265,16 @@ def edited(bench: Bench, app: App) -> None:
     )
 
 
+def verified(bench: Bench) -> None:
+    """`twin verify` of everything, with the start of the command."""
+    start = time.perf_counter()
+    report = json.loads(bench.twin("verify", "--json"))
+    seconds = time.perf_counter() - start
+    assert report["found"] == 0, report
+    compared = f"{report['documents']} documents and {report['chunks']:,} chunks"
+    bench.row("`twin verify`", f"{seconds:.2f} s", f"{compared}; {report['seconds']:.2f} s of it compare")
+
+
 def baseline(embedder: Embedder, texts: Sequence[str]) -> tuple[float, float]:
     """Seconds, and seconds of processor time, that the embedder takes for the texts."""
     worked = time.process_time()
@@ -284,6 +294,7 @@ def test_the_whole_path(bench: Bench, tmp_path: Path) -> None:
     bench.row("second `up` to ready", f"{timed(lambda: bench.twin('up', '--detach')):.1f} s", "the same home")
     with closing(App(bench.addresses()["app_url"])) as app:
         edited(bench, app)
+        verified(bench)
         titles = [document["title"] for document in app.get("/api/documents?limit=1000")["items"]]
         over_http = [timed(partial(app.search, asked)) for asked in questions(titles)]
     bench.twin("down")
