@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -48,23 +48,46 @@ def is_of_a_document(record: Record) -> bool:
     return record.version is not None or (record.failure is not None and record.failure.source_hash is not None)
 
 
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """How far the index has followed: `behind`, the stamps that it does not have; `failed`, ids of refused documents;
+    `shared`, ids that several documents have; `leftover`, ids that it has and the warehouse has not."""
+
+    behind: dict[str, Stamp]
+    failed: list[str]
+    shared: set[str]
+    leftover: list[str]
+
+
+def followed(stamps: Iterable[Stamp], live: Mapping[str, Record]) -> Followed:
+    """Hold every document of the warehouse against the ledger's live records, by id. Of documents that share an id it
+    is enough that one is indexed."""
+    behind: dict[str, Stamp] = {}
+    failed: list[str] = []
+    met: set[str] = set()
+    shared: set[str] = set()
+    for stamp in stamps:
+        found = state(stamp, live.get(stamp.id))
+        if stamp.id in met:
+            shared.add(stamp.id)
+            if found != "captured":
+                behind.pop(stamp.id, None)
+        elif found == "captured":
+            behind[stamp.id] = stamp
+        elif found == "failed":
+            failed.append(stamp.id)
+        met.add(stamp.id)
+    leftover = [id for id, record in live.items() if id not in met and is_of_a_document(record)]
+    return Followed(behind, failed, shared, leftover)
+
+
 def compare(stamps: Iterable[Stamp], records: Iterable[Record]) -> Disagreement:
     """Compare every document of the warehouse with the ledger's live records."""
     ledger = {record.document_id: record for record in records}
-    behind: set[str] = set()
+    found = followed(stamps, ledger)
     failed: dict[str, str] = {}
-    met: set[str] = set()
-    for stamp in stamps:
-        record = ledger.get(stamp.id)
-        found = state(stamp, record)
-        if stamp.id in met:
-            failed[stamp.id] = SHARED
-            if found != "captured":
-                behind.discard(stamp.id)
-        elif found == "captured":
-            behind.add(stamp.id)
-        elif found == "failed" and record is not None and record.failure is not None:
-            failed[stamp.id] = f"{record.failure.step}: {record.failure.reason}"
-        met.add(stamp.id)
-    leftover = (id for id, record in ledger.items() if id not in met and is_of_a_document(record))
-    return Disagreement(tuple(behind), tuple(leftover), tuple(failed.items()))
+    for id in found.failed:
+        if (failure := ledger[id].failure) is not None:
+            failed[id] = f"{failure.step}: {failure.reason}"
+    failed |= dict.fromkeys(sorted(found.shared), SHARED)
+    return Disagreement(tuple(found.behind), tuple(found.leftover), tuple(failed.items()))

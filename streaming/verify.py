@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from corpus.agreement import is_of_a_document, state
+from corpus.agreement import followed
 from corpus.batches import batches
 from corpus.documents import ORDER_BITS, Document, from_record
 from corpus.index import QdrantIndex, Record, chunk_payload, ledger_point, record_of
@@ -232,7 +232,7 @@ class Verification:
         if document.content_hash != record.content_hash:
             return "its title, author or another field is not the warehouse's"
         wanted = self.embedder.embed([chunk.text for chunk in made.chunks])
-        id = next(self.index.deviating(record, made.chunks, [vector.tolist() for vector in wanted]), None)
+        id = next(self.index.deviating(record, made.chunks, wanted), None)
         return f"the vectors of chunk {id} are not those of its text" if id is not None else None
 
     def _repair(self, faults: Sequence[Fault], derived: bool) -> int:
@@ -274,23 +274,23 @@ def compare(
     found = [replace(fault, kind="duplicate", what=COPY) if fault.point_id in copies else fault for fault in found]
     suspects = {fault.document_id for fault in found}
     stamped: dict[str, Stamp] = {}
-    behind: dict[str, Fault] = {}
-    met: set[str] = set()
-    for stamp in stamps:
-        counts["documents"] += 1
-        record = ledger.live.get(stamp.id)
-        if state(stamp, record) != "captured":
-            # Of documents that share an id, one is indexed; `corpus.agreement` says that the others are not.
-            behind.pop(stamp.id, None)
-        elif stamp.id not in met:
-            what = "the index does not have this document" if record is None else "the index has another version"
-            behind[stamp.id] = Fault("missing" if record is None else "stale", what, stamp.id)
-        if stamp.id in behind or stamp.id in suspects:
-            stamped[stamp.id] = stamp
-        met.add(stamp.id)
-    found += behind.values()
-    leftover = [id for id, record in ledger.live.items() if id not in met and is_of_a_document(record)]
-    found += [Fault("orphaned", "the warehouse does not have this document", id) for id in leftover]
+
+    def noted() -> Iterator[Stamp]:
+        for stamp in stamps:
+            counts["documents"] += 1
+            if stamp.id in suspects:
+                stamped[stamp.id] = stamp
+            yield stamp
+
+    documents = followed(noted(), ledger.live)
+    stamped |= documents.behind
+    found += [
+        Fault("stale", "the index has another version", id)
+        if id in ledger.live
+        else Fault("missing", "the index does not have this document", id)
+        for id in documents.behind
+    ]
+    found += [Fault("orphaned", "the warehouse does not have this document", id) for id in documents.leftover]
     found += ledger.in_the_way(found)
     return [replace(fault, seen_as=ledger.seen_as(fault, stamped)) for fault in found]
 
