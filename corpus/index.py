@@ -14,10 +14,9 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
-import numpy as np
 
 from corpus.documents import Chunk
 from corpus.generations import (
@@ -33,6 +32,9 @@ from corpus.generations import (
 )
 from corpus.points import DENSE, SPARSE, EdgePoints, Point, Points, ServerPoints, Sparse, Stored, Where
 from corpus.settings import Settings
+
+if TYPE_CHECKING:
+    from corpus.embedding import Vectors
 
 CHUNK_FIELDS = {
     "document_id": "Keyword",
@@ -231,11 +233,14 @@ class QdrantIndex:
         found = self._chunks.retrieve(chunk_ids, vectors=[DENSE])
         return {point.id: point.dense for point in found if point.dense is not None}
 
-    def deviating(self, record: Record, chunks: Sequence[Chunk], vectors: Iterable[Sequence[float]]) -> Iterator[str]:
+    def deviating(self, record: Record, chunks: Sequence[Chunk], vectors: Vectors) -> Iterator[str]:
         """The ids of those of the record's points that have not these vectors of meaning, or not their chunk's words.
 
         Points that do not exist are not among them.
         """
+        # Here, for commands that compare nothing would wait for it.
+        import numpy as np
+
         stored = {point.id: point for point in self._chunks.retrieve(record.chunk_ids, vectors=[DENSE, SPARSE])}
         for id, chunk, vector in zip(record.chunk_ids, chunks, vectors, strict=True):
             point = stored.get(id)
