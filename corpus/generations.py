@@ -130,21 +130,24 @@ class FileAliases:
         self._files = directory / "current.json", directory / "current.copy.json"
 
     def read(self) -> Alias | None:
-        for file in self._files:
-            try:
-                return _alias(msgspec.json.decode(file.read_bytes()))
-            except FileNotFoundError:
-                continue
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                logger.warning("%s does not say which generation is live: %s", file, error)
-            except OSError as error:
-                raise self._unavailable(error) from error
-        return None
+        return next((alias for file in self._files if (alias := self._read(file)) is not None), None)
+
+    def _read(self, file: Path) -> Alias | None:
+        try:
+            return _alias(msgspec.json.decode(file.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            logger.warning("%s does not say which generation is live: %s", file, error)
+            return None
+        except OSError as error:
+            raise self._unavailable(error) from error
 
     def claim(self, first: Alias) -> Alias:
-        alias = self.read() or first
-        # Also where it is known: one of the two files may be torn.
-        self.write(alias)
+        written = [self._read(file) for file in self._files]
+        alias = next(filter(None, written), first)
+        if None in written:
+            self.write(alias)
         return alias
 
     def write(self, alias: Alias) -> None:
