@@ -272,10 +272,8 @@ def _gathered(settings: Settings) -> dict[str, Any]:
         parts = [PartStatus(name=name, state="stopped") for name in PART_NAMES]
     for part in parts:
         if part.state == "ready" and part.pid is not None and not exists(part.pid):
-            part.state, part.reason = (
-                "ended",
-                "its process is gone: see logs/supervisor.log, and whether the disk is full",
-            )
+            part.state = "ended"
+            part.reason = "its process is gone: see logs/supervisor.log, and whether the disk is full"
         elif part.name == "capture" and part.state == "ready":
             part.state, part.reason = _capture_state(settings)
         elif part.state == "given":

@@ -47,14 +47,7 @@ def documents_part(home: Path, port: int) -> Part:
     return Part(
         name="documents",
         address=connection_string(port),
-        command=lambda: [
-            *MODULE,
-            "embedded.mongodb",
-            "--port",
-            str(port),
-            "--directory",
-            str(directory),
-        ],
+        command=lambda: [*MODULE, "embedded.mongodb", "--port", str(port), "--directory", str(directory)],
         ready=lambda pid: accepts(port),
     )
 

@@ -432,11 +432,11 @@ class _Said(msgspec.Struct):
     reason: str | None = None
 
 
-def _said(capture: Path) -> list[bytes]:
+def _said(capture: Path) -> bytes:
     """What the files of capture have of documents: the others hold a position alone, as times and as a token that has
     no text of any."""
     file = capture / "status.json"
-    return [(msgspec.json.decode(file.read_bytes(), type=_Said).reason or "").encode()] if file.is_file() else []
+    return (msgspec.json.decode(file.read_bytes(), type=_Said).reason or "").encode() if file.is_file() else b""
 
 
 # The last look
@@ -509,12 +509,11 @@ def _log_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Place
 
 
 def _file_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Place]:
-    logs = [path.read_bytes() for path in reach.settings.log_directory.glob("*") if path.is_file()]
-    named = [
-        sum(_names(each, kinds.gone) for each in texts) for texts in (logs, _said(reach.settings.home / "capture"))
-    ]
-    yield Place("files: logs", erasure.found["logs"], named[0], "emptied, then read for the ids")
-    yield Place("files: capture", 0, named[1], "the reason in its status, read for the ids; the rest is a position")
+    files = (path for path in reach.settings.log_directory.glob("*") if path.is_file())
+    logs = sum(_names(path.read_bytes(), kinds.gone) for path in files)
+    capture = int(_names(_said(reach.settings.home / "capture"), kinds.gone))
+    yield Place("files: logs", erasure.found["logs"], logs, "emptied, then read for the ids")
+    yield Place("files: capture", 0, capture, "the reason in its status, read for the ids; the rest is a position")
 
 
 def _settings_of(bootstrap: str, topic: str) -> dict[str, str]:
