@@ -38,7 +38,7 @@ SEED ?= 7
 OPS ?= 100000
 OPTIONS ?=
 
-# OPTIONS="--rounds 0" leaves out the sample with real processes.
+# OPTIONS="--rounds 0" leaves out the sample with real processes; "--over-kafka" runs it over a Kafka and a Connect.
 soak: setup-dev
 	PYTHONPATH=. $(BIN)/python tests/oracle/soak.py --seed $(SEED) --operations $(OPS) $(OPTIONS)
 

@@ -90,6 +90,23 @@ def test_a_connect_or_broker_that_is_killed_loses_nothing(
     twin.must_hold(folder)
 
 
+def test_a_connector_task_that_is_restarted_while_documents_come_in_loses_nothing(
+    over_kafka: Any, cluster: Any, folder: Any, eventually: Callable[..., Any]
+) -> None:
+    twin = over_kafka
+    known = twin.asked("/api/status")["warehouse"]["documents"]
+    folder.add(*(f"Restarted task {number:02}" for number in range(40)), sections=3)
+
+    ingest = twin.start("ingest", str(folder.folder), "--author", "Test Author")
+    eventually(lambda: twin.asked("/api/status")["warehouse"]["documents"] > known, "the first documents")
+    cluster.restart_task()
+    _, err = ingest.communicate(timeout=120)
+    assert ingest.returncode == 0, err
+
+    assert twin.wait()["failed"] == []
+    twin.must_hold(folder)
+
+
 def test_an_erased_document_has_a_tombstone_in_every_topic_and_downstream_is_told(
     over_kafka: Any, cluster: Any, folder: Any, tmp_path: Path
 ) -> None:

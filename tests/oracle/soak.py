@@ -329,11 +329,13 @@ def main() -> int:
     parser.add_argument("--operations", type=int, default=100_000)
     parser.add_argument("--documents", type=int, default=NAMES, help="how many there are at most at a time")
     parser.add_argument("--rounds", type=int, default=12, help="of the sample with real processes; 0 leaves it out")
+    parser.add_argument("--over-kafka", action="store_true", help="the sample uses ../shared/infra's Kafka and Connect")
     options = parser.parse_args()
     try:
-        in_process(options.seed, options.operations, options.documents)
+        if options.operations:
+            in_process(options.seed, options.operations, options.documents)
         if options.rounds:
-            with_processes(options.seed, options.rounds)
+            with_processes(options.seed, options.rounds, options.over_kafka)
     except AssertionError as error:
         print(f"\nseed {options.seed} failed: {error}")
         return 1
@@ -366,12 +368,12 @@ def in_process(seed: int, operations: int, documents: int) -> None:
     )
 
 
-def with_processes(seed: int, rounds: int) -> None:
+def with_processes(seed: int, rounds: int, over_kafka: bool) -> None:
     from processes import sample
 
     began = time.monotonic()
-    print(f"real processes, {rounds} rounds", flush=True)
-    counts = sample(seed, rounds)
+    print(f"real processes, {rounds} rounds{' over Kafka and Connect' if over_kafka else ''}", flush=True)
+    counts = sample(seed, rounds, over_kafka)
     told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
     print(f"seed {seed}: {rounds} rounds with processes in {time.monotonic() - began:.0f} s, equal\n  {told}")
 
