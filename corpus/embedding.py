@@ -57,12 +57,18 @@ class Embedder(TokenSpans, Protocol):
         """Vectors of length 1, float32, shape (len(texts), dimensions). Text beyond the model's window is ignored."""
 
 
+def unknown_model(name: str) -> str:
+    """What to say of a name that is no model's."""
+    known = [f"{each}:NAME" if each == "sentence-transformers" else each for each in EMBEDDERS]
+    return f"the embedding model {name!r} is not known: choose one of {', '.join(known)} (TWIN_EMBEDDING_MODEL)"
+
+
 def load_embedder(settings: Settings) -> Embedder:
     """The embedder that `settings.embedding_model` names. Raises EmbedderUnavailable."""
     name, _, argument = settings.embedding_model.partition(":")
     make = EMBEDDERS.get(name)
     if make is None:
-        raise EmbedderUnavailable(f"TWIN_EMBEDDING_MODEL: {name!r} is not known, choose one of {', '.join(EMBEDDERS)}")
+        raise EmbedderUnavailable(unknown_model(name))
     return make(settings, argument)
 
 

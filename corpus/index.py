@@ -147,10 +147,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Live documents with an indexed version, and their chunks."""
+    """Live documents with an indexed version, their chunks, and documents of which no version was taken."""
 
     documents: int
     chunks: int
+    refused: int
 
 
 class Index(Protocol):
@@ -226,7 +227,8 @@ class QdrantIndex:
         return [hit for place in places if record and (hit := _hit(record, place.chunk_id, 0.0))]
 
     def counts(self) -> Counts:
-        return Counts(self._ledger.count(Where(equals={"state": INDEXED})), self._chunks.count(Where()))
+        indexed, refused = (self._ledger.count(Where(equals={"state": each})) for each in (INDEXED, WITHOUT_VERSION))
+        return Counts(indexed, self._chunks.count(Where()), refused)
 
     def vectors(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
         """The dense vectors of these chunks, as far as they exist."""

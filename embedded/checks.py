@@ -34,11 +34,11 @@ class Finding:
 
 def refuse(settings: Settings) -> None:
     """Raise InvalidSettings for what a part would refuse once it runs, so that nothing is started in vain."""
-    from corpus.embedding import EMBEDDERS
+    from corpus.embedding import EMBEDDERS, unknown_model
 
     model = settings.embedding_model.partition(":")[0]
     if model not in EMBEDDERS:
-        raise InvalidSettings(f"TWIN_EMBEDDING_MODEL: {model!r} is not known, choose one of {', '.join(EMBEDDERS)}")
+        raise InvalidSettings(unknown_model(model))
     if settings.app_url is not None:
         raise InvalidSettings("TWIN_APP_URL names an app that runs elsewhere: unset it to start one here")
     if settings.connect_url is not None and settings.kafka_bootstrap_servers is None:

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +92,8 @@ def _register_reindex(subparsers: argparse._SubParsersAction[argparse.ArgumentPa
 
 def _verify(namespace: argparse.Namespace, settings: Settings) -> int:
     asked = {name: getattr(namespace, name) for name in ("repair", "since", "sample", "generation")}
-    report = _asked(settings, "POST", "/api/verify", asked)
+    with _meanwhile(lambda: "comparing, and waiting for changes that are on their way"):
+        report = _asked(settings, "POST", "/api/verify", asked)
     if isinstance(report, int):
         return report
     sys.stdout.write((json.dumps(report) if namespace.json else _told(report, namespace.generation)) + "\n")
@@ -102,7 +103,7 @@ def _verify(namespace: argparse.Namespace, settings: Settings) -> int:
 
 
 def _told(report: dict[str, Any], generation: str | None) -> str:
-    found = report["found"]
+    found: int = report["found"]
     compared = f"{report['documents']} documents and {report['chunks']} chunks compared in {report['seconds']:.1f} s"
     lines = [
         f"{fault['kind']:<17} {fault['document_id'] or '-':<36}  {fault['point_id'] or '-':<36}  {fault['what']}"
@@ -157,7 +158,7 @@ def _erase(namespace: argparse.Namespace, settings: Settings) -> int:
             sys.stderr.write(
                 f"erasure {asked['id']}: if this breaks off, the app goes on; `--resume` gives the receipt\n"
             )
-        with _progress(settings):
+        with _meanwhile(lambda: _erasing(settings)):
             receipt = call(settings, "POST", "/api/erase", asked, timeout=PATIENCE_SECONDS)
     except (AppRefused, AppUnavailable) as error:
         return _failed(str(error))
@@ -171,23 +172,30 @@ def _erase(namespace: argparse.Namespace, settings: Settings) -> int:
     return 1 if receipt["left"] else 0
 
 
+def _erasing(settings: Settings) -> str | None:
+    """What the app is doing for an erasure; None where it does not answer."""
+    from serving.client import AppRefused, AppUnavailable, call
+
+    with suppress(AppRefused, AppUnavailable):
+        erasing = call(settings, "GET", "/api/reindex", patience=0)["erasing"]
+        return str(erasing["doing"]) if erasing else "waiting for the app"
+    return None
+
+
 @contextmanager
-def _progress(settings: Settings) -> Iterator[None]:
-    """Meanwhile one line of a terminal says what the app is doing for an erasure."""
+def _meanwhile(doing: Callable[[], str | None]) -> Iterator[None]:
+    """Meanwhile one line of a terminal says what is being done."""
     if not sys.stderr.isatty():
         yield
         return
-    from serving.client import AppRefused, AppUnavailable, call
-
     ended = threading.Event()
 
     def tell() -> None:
         while not ended.wait(LOOK_SECONDS):
-            with suppress(AppRefused, AppUnavailable):
-                erasing = call(settings, "GET", "/api/reindex", patience=0)["erasing"]
-                if not ended.is_set():
-                    sys.stderr.write(f"{ANEW}{erasing['doing'] if erasing else 'waiting for the app'} ...")
-                    sys.stderr.flush()
+            told = doing()
+            if told is not None and not ended.is_set():
+                sys.stderr.write(f"{ANEW}{told} ...")
+                sys.stderr.flush()
 
     telling = threading.Thread(target=tell, daemon=True)
     telling.start()
@@ -314,6 +322,8 @@ def _reindex(namespace: argparse.Namespace, settings: Settings) -> int:
 
 
 def _planned(plan: dict[str, Any]) -> str:
+    if not plan["changes"]:
+        return f"{plan['generation']} ({plan['model']}) is live already: nothing would change"
     about = "" if plan["sampled"] == plan["documents"] else f"about (from {plan['sampled']} documents) "
     lines = [
         f"from       {plan['live']['generation']} ({plan['live']['model']})",
@@ -326,8 +336,6 @@ def _planned(plan: dict[str, Any]) -> str:
     if plan["disk_bytes"] is not None:
         free = plan["disk_bytes_free"] / 1e6
         lines.append(f"disk       about {plan['disk_bytes'] / 1e6:.0f} MB more, {free:,.0f} MB are free")
-    if not plan["changes"]:
-        lines.append("it is live already: nothing would change")
     return "\n".join(lines)
 
 
@@ -359,8 +367,9 @@ def _generation(role: str, of: dict[str, Any]) -> str:
 def _built(candidate: dict[str, Any]) -> str:
     if candidate["lag"] is None:
         return f"{candidate['state']}: {candidate['reason'] or 'it has just been started'}"
-    if candidate["lag"] == 0 and candidate["documents"] >= candidate["total"]:
-        return "built and kept up: `twin reindex promote`"
+    if candidate["built"]:
+        refused = f", {_count(candidate['refused'])} refused" if candidate["refused"] else ""
+        return f"built and kept up{refused}: `twin reindex promote`"
     rate, left = candidate["documents_per_second"], candidate["seconds_left"]
     told = f", {rate:.1f} documents/s, about {_seconds(left)} left" if rate and left is not None else ""
     return f"{candidate['documents']} of {candidate['total']} documents, {candidate['lag']} events to be applied{told}"

@@ -63,6 +63,9 @@ RETRY_SECONDS = 60.0
 PAUSE = 0.05
 GRACE_SECONDS = 2.0
 CLOSING_SECONDS = 2.0
+NO_CANDIDATE = "no generation is being built: `twin reindex start`"
+NO_FORMER = "no former generation is kept: there is one after a `twin reindex promote`, until it is dropped"
+STILL_APPLIED = "changes are still being applied (`twin reindex status` shows how far it is): "
 
 
 class Unusable:
@@ -409,14 +412,14 @@ class Generations:
     def _cancel(self, name: str | None) -> list[str]:
         candidate = self.alias.candidate
         if candidate is None or name not in (None, candidate.name):
-            return [] if name and name != self.alias.live.name else ["no generation is being built"]
+            return [] if name and name != self.alias.live.name else [NO_CANDIDATE]
         self._remove_beside()
         return []
 
     def _drop(self, name: str | None) -> list[str]:
         former = self.alias.former
         if former is None or name not in (None, former.name):
-            return [] if name and name != self.alias.live.name else ["no former generation is kept"]
+            return [] if name and name != self.alias.live.name else [NO_FORMER]
         self._remove_beside()
         return []
 
@@ -443,7 +446,7 @@ class Generations:
         if name is not None and name == self.alias.live.name:
             return []
         if wanted is None or beside is None or name not in (None, wanted.name):
-            return ["no generation is being built: `twin reindex start`" if candidate else "no former one is kept"]
+            return [NO_CANDIDATE if candidate else NO_FORMER]
         examined = self._examine(beside, with_recall=candidate)
         if not examined.reasons:
             self._flip(beside, back=not candidate)
@@ -467,14 +470,14 @@ class Generations:
         lag = stream.progress.lag()
         if lag is None or lag > NEARLY:
             left = stream.progress.reason or "it has just been started" if lag is None else f"{lag} events are left"
-            return Examined(name, (f"changes are still being applied: {left}",))
+            return Examined(name, (f"{STILL_APPLIED}{left}",))
         try:
             stream.settle()
             # What the log no longer holds, or capture missed.
             if stream.reconcile() != {"upserts": 0, "deletes": 0}:
                 stream.settle()
         except NotApplied as error:
-            return Examined(name, (f"changes are still being applied: {error}",))
+            return Examined(name, (f"{STILL_APPLIED}{error}",))
         report = stream.verify(repair=True)
         if report.found:
             report = stream.verify()
@@ -636,15 +639,18 @@ class Generations:
         }
 
     def _progress_of(self, role: Role) -> dict[str, Any]:
-        """How far a candidate is: rate and seconds left as long as both can be told."""
-        shown, total = _shown(role), self._warehouse.count()
+        """How far a candidate is: rate and seconds left as long as both can be told. A document that is refused is
+        nothing to wait for."""
+        shown, total, refused = _shown(role), self._warehouse.count(), role.stream.index.counts().refused
         seconds, done = time.monotonic() - role.began[0], shown["documents"] - role.began[1]
         rate = done / seconds if done > 0 else None
-        left = max(0, total - shown["documents"])
+        left = max(0, total - shown["documents"] - refused)
         progress = role.stream.progress
         return {
             **shown,
+            "refused": refused,
             "total": total,
+            "built": progress.lag() == 0 and not left,
             "state": progress.state,
             "reason": progress.reason,
             "lag": progress.lag(),

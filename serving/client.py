@@ -141,6 +141,8 @@ def _request(
     connection.close()
     if response.status == 503:
         raise AppUnavailable(message or "the app is not ready: see `twin status`")
+    if response.status == 401:
+        raise AppRefused("the app asks for a key: set TWIN_API_KEYS for this command as for the app", 401)
     raise AppRefused(message or f"the app answered {response.status}", response.status)
 
 

@@ -111,6 +111,20 @@ def described(report: Report) -> dict[str, Any]:
 
 
 @dataclass
+class Compared:
+    """What was compared: documents of the warehouse, and points of chunks by the document that they are of."""
+
+    documents: int = 0
+    chunks: Counter[str | None] = field(default_factory=Counter)
+
+    def again(self, ids: Collection[str | None], compared: Compared) -> None:
+        """These documents were looked at again: their points are what was seen of them now."""
+        for id in ids:
+            del self.chunks[id]
+        self.chunks.update(compared.chunks)
+
+
+@dataclass
 class Verification:
     """One verification of an index. `settle` returns when all that was acknowledged before is applied, or raises
     NotApplied; `send` publishes the present state of documents to the dataflow as repairs."""
@@ -120,15 +134,14 @@ class Verification:
     embedder: Embedder
     settle: Callable[[], None]
     send: Callable[[Collection[str]], object]
-    counts: Counter[str] = field(default_factory=Counter)
 
     def run(self, *, repair: bool = False, since: datetime | None = None, sample: int | None = None) -> Report:
         """Compare everything, or the documents read `since`, or `sample` documents chosen at random; these are cleaned,
         split and embedded anew as well. Raises what warehouse, index and log raise when they are away."""
         start = time.monotonic()
         chosen = self._chosen(since, sample)
-        found = self._look(chosen, derived=sample is not None)
-        compared = dict(self.counts)
+        compared = Compared()
+        found = self._look(chosen, sample is not None, compared)
         unsettled: str | None = None
         in_flight: set[str] = set()
         for _ in range(LOOKS):
@@ -139,17 +152,19 @@ class Verification:
             except NotApplied as error:
                 unsettled = str(error)
                 break
-            again = self._look_again(found, derived=sample is not None)
+            now = Compared()
+            again = self._look_again(found, sample is not None, now)
+            compared.again({fault.document_id for fault in found}, now)
             unchanged = set(found) & set(again)
             found, in_flight = again, {fault.document_id or "" for fault in again if fault not in unchanged}
             if not in_flight:
                 break
         confirmed = [fault for fault in found if fault.document_id not in in_flight]
-        repaired = self._repair(confirmed, derived=sample is not None) if repair and confirmed else 0
+        repaired = self._repair(confirmed, sample is not None) if repair and confirmed else 0
         kinds = Counter(fault.kind for fault in confirmed)
         return Report(
-            documents=compared.get("documents", 0),
-            chunks=compared.get("chunks", 0),
+            documents=compared.documents,
+            chunks=compared.chunks.total(),
             **{kind: kinds[kind] for kind in KINDS},
             repaired=repaired,
             in_flight=len(in_flight),
@@ -171,8 +186,7 @@ class Verification:
         known = [record.document_id for record in self.index.scan() if _read_since(record, since)]
         return list(dict.fromkeys((*ids, *known)))
 
-    def _look(self, chosen: Sequence[str] | None, derived: bool) -> list[Fault]:
-        self.counts.clear()
+    def _look(self, chosen: Sequence[str] | None, derived: bool, compared: Compared) -> list[Fault]:
         if chosen is None:
             return compare(
                 self.index.ledger_points(),
@@ -180,11 +194,11 @@ class Verification:
                 self.warehouse.stamps(),
                 self.index.generation,
                 self.warehouse.now(),
-                self.counts,
+                compared,
             )
-        return [fault for part in batches(chosen, BATCH) for fault in self._look_at(part, (), (), derived)]
+        return [fault for part in batches(chosen, BATCH) for fault in self._look_at(part, (), (), derived, compared)]
 
-    def _look_again(self, faults: Collection[Fault], derived: bool) -> list[Fault]:
+    def _look_again(self, faults: Collection[Fault], derived: bool, compared: Compared) -> list[Fault]:
         """The same documents and points, after what was under way has arrived."""
         ids = list(dict.fromkeys(fault.document_id for fault in faults if fault.document_id is not None))
         found: dict[Fault, None] = {}
@@ -192,14 +206,19 @@ class Verification:
         for part in batches(ids, BATCH):
             own = set(part)
             mine = [fault for fault in strays if fault.document_id in own]
-            found |= dict.fromkeys(self._look_at(part, *_points_of(mine), derived))
+            found |= dict.fromkeys(self._look_at(part, *_points_of(mine), derived, compared))
         ownerless = [fault for fault in strays if fault.document_id is None]
         if ownerless:
-            found |= dict.fromkeys(self._look_at((), *_points_of(ownerless), derived))
+            found |= dict.fromkeys(self._look_at((), *_points_of(ownerless), derived, compared))
         return list(found)
 
     def _look_at(
-        self, ids: Sequence[str], ledger_ids: Sequence[str], chunk_ids: Sequence[str], derived: bool
+        self,
+        ids: Sequence[str],
+        ledger_ids: Sequence[str],
+        chunk_ids: Sequence[str],
+        derived: bool,
+        compared: Compared,
     ) -> list[Fault]:
         found = compare(
             self.index.ledger_points(ids, ledger_ids),
@@ -207,7 +226,7 @@ class Verification:
             self.warehouse.stamps(ids),
             self.index.generation,
             self.warehouse.now(),
-            self.counts,
+            compared,
         )
         return [*found, *self._derived_anew(ids)] if derived else found
 
@@ -245,7 +264,8 @@ class Verification:
             self.settle()
         except NotApplied:
             return 0
-        left = Counter((fault.kind, fault.document_id, fault.point_id) for fault in self._look_again(faults, derived))
+        again = self._look_again(faults, derived, Compared())
+        left = Counter((fault.kind, fault.document_id, fault.point_id) for fault in again)
         return sum((fault.kind, fault.document_id, fault.point_id) not in left for fault in faults)
 
 
@@ -255,19 +275,19 @@ def compare(
     stamps: Iterable[Stamp],
     generation: str,
     now: int,
-    counts: Counter[str],
+    compared: Compared,
 ) -> list[Fault]:
     """What differs between a ledger's records, the points of chunks, and the documents of the warehouse.
 
     One pass over each, in this order. Held in memory: about 200 bytes a chunk and 1.3 kB a document. `now` is the
-    newest version of the warehouse: what claims to be later cannot be overwritten; `counts` gets `documents` and
-    `chunks`.
+    newest version of the warehouse: what claims to be later cannot be overwritten; into `compared` goes what there was.
     """
     ledger = _Ledger(generation, now)
     found = [fault for stored in records if (fault := ledger.take(stored)) is not None]
     for stored in points:
-        counts["chunks"] += 1
-        if (fault := ledger.check(stored)) is not None:
+        owner, fault = ledger.check(stored)
+        compared.chunks[owner] += 1
+        if fault is not None:
             found.append(fault)
     found += ledger.without_point()
     copies = ledger.copies([fault.point_id for fault in found if fault.kind == "orphaned" and not fault.ledger])
@@ -277,7 +297,7 @@ def compare(
 
     def noted() -> Iterator[Stamp]:
         for stamp in stamps:
-            counts["documents"] += 1
+            compared.documents += 1
             if stamp.id in suspects:
                 stamped[stamp.id] = stamp
             yield stamp
@@ -346,31 +366,31 @@ class _Ledger:
             return Fault("wrong_generation", _made_as("the record", payload), id, stored.id, ledger=True)
         return None
 
-    def check(self, stored: Stored) -> Fault | None:
-        """What is wrong with a chunk's point."""
+    def check(self, stored: Stored) -> tuple[str | None, Fault | None]:
+        """The document of a chunk's point, None where nothing tells it, and what is wrong with the point."""
         payload, key = stored.payload, _key(stored.id)
         fingerprint = _fingerprint(payload)
         expected = self._expected.get(key)
         if expected is not None:
-            self._expected[key] = expected[:12] + SEEN
-            if expected[:8] == fingerprint:
-                return None
-        version = payload.get("version")
-        # No condition on numbers holds of a truth value, which Python takes for one.
-        reachable = type(version) is int and version <= self._now
-        if expected is not None:
             # Whatever its payload says, it is the point of this document.
             id: str | None = self._documents[int.from_bytes(expected[8:12])]
+            self._expected[key] = expected[:12] + SEEN
+            if expected[:8] == fingerprint:
+                return id, None
         else:
             owner = payload.get("document_id")
             id = owner if isinstance(owner, str) else None
-            reachable &= id is not None
+        version = payload.get("version")
+        # No condition on numbers holds of a truth value, which Python takes for one.
+        reachable = type(version) is int and version <= self._now and id is not None
         if payload.get("generation") != self._generation:
-            return Fault("wrong_generation", _made_as("the chunk", payload), id, stored.id, reachable=reachable)
+            told = _made_as("the chunk", payload)
+            return id, Fault("wrong_generation", told, id, stored.id, reachable=reachable)
         if expected is not None:
-            return Fault("stale", "the chunk's payload is not what its record says", id, stored.id, reachable=reachable)
+            told = "the chunk's payload is not what its record says"
+            return id, Fault("stale", told, id, stored.id, reachable=reachable)
         self._stray[stored.id] = fingerprint
-        return Fault("orphaned", "a chunk that no record has", id, stored.id, reachable=reachable)
+        return id, Fault("orphaned", "a chunk that no record has", id, stored.id, reachable=reachable)
 
     def without_point(self) -> list[Fault]:
         """The chunks that records have and the index has not; to be asked after all points were checked."""

@@ -221,7 +221,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = list(differences(states, given.check.rstrip("/"), os.environ.get("TWIN_KEY")))
             print("\n".join(found) or f"equal to the app at {given.check}")
             return 1 if found else 0
-    except (UnknownSchema, LogUnreadable, NoSuchChunk, OSError) as error:
+    except OSError as error:
+        print(f"rebuild_index: the app at {given.check} does not answer: {error}", file=sys.stderr)
+        return 1
+    except (UnknownSchema, LogUnreadable, NoSuchChunk) as error:
         print(f"rebuild_index: {error}", file=sys.stderr)
         return 1
     return 0

@@ -49,6 +49,8 @@ def _draft(entry: object, source: str, options: Options) -> Draft | Failed:
     if not isinstance(url, str):
         return Failed(source, "has no address: expected text in 'link' or 'url'")
     source = f"{source} {url}"
+    if entry.get("text") is None and not isinstance(entry.get("content"), Mapping):
+        return Failed(source, "has no text: expected it in 'text', or in 'Content' of an object 'content'", url)
     fields = _handbook(entry) if isinstance(entry.get("content"), Mapping) else _record(entry)
     wrong = [name for name, value in fields.items() if value is not None and not isinstance(value, str)]
     if wrong:

@@ -165,7 +165,7 @@ class TestTheModelOnDisk:
 
 class TestChoosing:
     def test_an_unknown_model_is_named_with_the_known_ones(self, tmp_path: Path) -> None:
-        with pytest.raises(EmbedderUnavailable, match=r"TWIN_EMBEDDING_MODEL.*'word2vec'.*minilm-l6-int8"):
+        with pytest.raises(EmbedderUnavailable, match=r"'word2vec'.*minilm-l6-int8.*TWIN_EMBEDDING_MODEL"):
             load_embedder(Settings(home=tmp_path, embedding_model="word2vec"))
 
     def test_a_missing_extra_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,6 +330,22 @@ def test_another_generation_is_built_beside_the_live_one_promoted_and_rolled_bac
     app.close()
 
 
+def test_a_refused_document_is_nothing_to_wait_for(world: World) -> None:
+    world.save("refused", "  \n ")
+    app = world.start()
+    looked(world, app)
+    app.act("start", NEW)
+    begun = app.status()["candidate"]
+    looked(world, app)
+
+    built = app.status()["candidate"]
+
+    assert (begun["built"], begun["refused"]) == (False, 0)
+    assert (built["built"], built["refused"], built["lag"]) == (True, 1, 0)
+    assert built["documents"] == built["total"] - 1
+    app.close()
+
+
 def test_a_request_that_is_sent_twice_acts_once(world: World) -> None:
     app = world.start()
     for _ in range(2):
@@ -350,9 +366,9 @@ def test_a_request_that_is_sent_twice_acts_once(world: World) -> None:
 @pytest.mark.parametrize(
     ("action", "sentence"),
     [
-        ("cancel", "no generation is being built"),
+        ("cancel", "no generation is being built: `twin reindex start`"),
         ("promote", "no generation is being built: `twin reindex start`"),
-        ("rollback", "no former one is kept"),
+        ("rollback", "no former generation is kept"),
         ("drop", "no former generation is kept"),
         ("start", "is live: nothing would change"),
     ],

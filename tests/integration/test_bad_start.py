@@ -44,7 +44,7 @@ def test_a_port_in_use(homes: Callable[..., Any]) -> None:
         ("TWIN_PORT", "abc", "TWIN_PORT: expected a whole number"),
         ("TWIN_PORT", "65536", "TWIN_PORT: expected a whole number <= 65535"),
         ("TWIN_RECONCILE_INTERVAL", "0", "TWIN_RECONCILE_INTERVAL: expected a number > 0"),
-        ("TWIN_EMBEDDING_MODEL", "no-such-model", "'no-such-model' is not known, choose one of minilm-l6"),
+        ("TWIN_EMBEDDING_MODEL", "no-such-model", "'no-such-model' is not known: choose one of minilm-l6"),
         ("TWIN_HOST", "0.0.0.0", "set TWIN_API_KEYS to a secret of your own, or TWIN_HOST=127.0.0.1"),
     ],
 )

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -36,7 +35,7 @@ from streaming.dataflow import feature_dataflow
 from streaming.log import Log
 from streaming.progress import Progress
 from streaming.runner import DataflowRunner
-from streaming.verify import compare
+from streaming.verify import Compared, compare
 from tests.streaming.samples import HERE, WordEmbedder
 
 pytestmark = pytest.mark.integration
@@ -268,7 +267,7 @@ def newest(settings: Settings, topic: str) -> dict[str, Any]:
 def must_be(author: Author, index: QdrantIndex, settings: Settings) -> None:
     """Index, ledger and compacted topics are what the author's documents make them."""
     faults = compare(
-        index.ledger_points(), index.chunk_points(), author.stamps(), GENERATION, author.version, Counter()
+        index.ledger_points(), index.chunk_points(), author.stamps(), GENERATION, author.version, Compared()
     )
     assert faults == []
     records = index.records(list(author.documents))

@@ -379,7 +379,7 @@ def test_the_key_of_the_settings_opens_an_app_for_others(harbour: Any, tmp_path:
     keys = Settings(api_keys=("a-key",))
     with running(create_app(harbour.parts(keys)), free_port()) as address:
         opened = client.call(Settings(home=tmp_path, app_url=address, api_keys=("a-key",)), "GET", "/api/documents")
-        with pytest.raises(client.AppRefused, match="a key is needed"):
+        with pytest.raises(client.AppRefused, match="set TWIN_API_KEYS"):
             client.call(Settings(home=tmp_path, app_url=address), "GET", "/api/documents")
     assert opened["total"] == 2
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from corpus.documents import ORDER_BITS, Document, source_version, to_record
-from corpus.index import QdrantIndex, ledger_point
+from corpus.index import QdrantIndex, ledger_point, open_index
 from corpus.points import DENSE, SPARSE, Point, Where
+from corpus.settings import load
 from corpus.warehouse import Stamp
 from streaming.changes import REPAIR_HEADER, Message, decode, delete_envelope, upsert_envelope
 from streaming.indexing import index_batch
@@ -289,6 +291,22 @@ def test_what_is_under_way_is_no_fault(system: System) -> None:
     report = system.verify()
 
     assert report.found == 0
+    # As they were found at the look that judged them: "a" and "e" have one chunk each, "c" and "d" four, "b" is gone.
+    assert report.chunks == 1 + 1 + 4 + 4
+
+
+def test_a_generation_that_is_being_built_is_told_as_it_was_when_it_had_followed(
+    system: System, tmp_path: Path
+) -> None:
+    settings = load({"TWIN_HOME": str(tmp_path / "another")})
+    system.index = open_index(settings, system.index.generation, system.embedder.dimensions)
+    for one in system.notes.documents.values():
+        system.save(one)
+
+    report = system.verify()
+    system.index.close()
+
+    assert (report.documents, report.chunks, report.found) == (4, 16, 0)
 
 
 def test_a_document_that_is_edited_all_the_time_is_in_flight_and_a_fault_beside_it_is_found(
