@@ -9,6 +9,7 @@ cannot undo each other: points are overwritten by later versions only, and a rec
 
 from __future__ import annotations
 
+import logging
 import statistics
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from corpus.settings import Settings
 if TYPE_CHECKING:
     from corpus.embedding import Vectors
 
+logger = logging.getLogger(__name__)
 CHUNK_FIELDS = {
     "document_id": "Keyword",
     "version": "Integer",
@@ -193,8 +195,9 @@ class QdrantIndex:
             self._chunks.nearest(Sparse(list(words.indices), list(words.values)), where, depth) if words.indices else []
         )
         scores = fuse({point.id: point.score for point in dense}, {point.id: point.score for point in sparse})
-        owners = {point.id: str(point.payload["document_id"]) for point in (*dense, *sparse)}
-        ranked = sorted(scores, key=lambda id: (-scores[id], id))
+        # A damaged point tells no document: nothing that is shown rests on it.
+        owners = {point.id: id for point in (*dense, *sparse) if (id := _owner(point)) is not None}
+        ranked = sorted(owners, key=lambda id: (-scores[id], id))
         hits: list[Hit] = []
         # A point whose document has moved on meanwhile is passed over, so look a little further than asked.
         for start in range(0, len(ranked), limit):
@@ -209,16 +212,24 @@ class QdrantIndex:
                 break
         return hits[:limit]
 
-    def records(self, document_ids: Sequence[str]) -> dict[str, Record]:
-        """The ledger's records of these documents, deleted ones among them; unknown ids are left out."""
+    def records(self, document_ids: Sequence[str], clear: bool = False) -> dict[str, Record]:
+        """The ledger's records of these documents, deleted ones among them; unknown ids are left out.
+
+        What stands in a record's place and is none, since it was damaged, is left out as well, and with `clear`
+        removed: a record can be written only over the one that it was compared with.
+        """
         stored = self._ledger.retrieve([ledger_point(id) for id in document_ids])
-        return {record.document_id: record for record in map(record_of, stored)}
+        found = {record.document_id: record for record in map(_readable, stored) if record is not None}
+        if clear and len(found) < len(stored):
+            damaged = [point.id for point in stored if _readable(point) is None]
+            logger.warning("%d damaged records of the ledger are removed, to be written anew", len(damaged))
+            self._ledger.delete(Where(ids=damaged))
+        return found
 
     def scan(self) -> Iterator[Record]:
-        """Every record but tombstones, without its text."""
-        return map(
-            record_of, self._ledger.scroll(Where(equals={"state": [INDEXED, WITHOUT_VERSION]}), without=("text",))
-        )
+        """Every record but tombstones and damaged ones, without its text."""
+        stored = self._ledger.scroll(Where(equals={"state": [INDEXED, WITHOUT_VERSION]}), without=("text",))
+        return (record for record in map(_readable, stored) if record is not None)
 
     def chunks(self, document_id: str) -> list[Hit]:
         """The chunks of a document in order; their score is 0."""
@@ -283,7 +294,7 @@ class QdrantIndex:
         """Chunk and document of the points nearest to a vector, best first: by meaning alone, and with `exact` without
         the approximation that large collections are searched with."""
         found = self._chunks.nearest([float(value) for value in vector], Where(), limit, exact=exact)
-        return [(point.id, str(point.payload["document_id"])) for point in found]
+        return [(point.id, id) for point in found if (id := _owner(point)) is not None]
 
     # Writing
 
@@ -384,7 +395,7 @@ class QdrantIndex:
 
     def _write(self, record: Record, before: Record | None) -> bool:
         payload = msgspec.to_builtins(record)
-        payload["state"] = DELETED if record.deleted else INDEXED if record.version is not None else WITHOUT_VERSION
+        payload["state"] = state_of(record)
         payload["generation"] = self.generation
         id = ledger_point(record.document_id)
         # Of a record that did not exist, none may exist: no version is below 0. And none follows a later one.
@@ -489,6 +500,26 @@ def _claimed(aliases: Aliases, name: str, dimensions: int) -> Generation:
 def record_of(stored: Stored) -> Record:
     """A point of the ledger as a record. Raises msgspec.ValidationError if it is none."""
     return msgspec.convert(stored.payload, Record)
+
+
+def state_of(record: Record) -> str:
+    """What a record is looked for by."""
+    return DELETED if record.deleted else INDEXED if record.version is not None else WITHOUT_VERSION
+
+
+def _readable(stored: Stored) -> Record | None:
+    """The record that stands in its document's place; None where something else does."""
+    try:
+        record = record_of(stored)
+    except msgspec.ValidationError:
+        return None
+    return record if stored.id == ledger_point(record.document_id) else None
+
+
+def _owner(point: Stored) -> str | None:
+    """The document that a chunk's point names."""
+    id = point.payload.get("document_id")
+    return id if isinstance(id, str) else None
 
 
 def _hit(record: Record, chunk_id: str, score: float) -> Hit | None:

@@ -209,9 +209,10 @@ class Warehouse:
             yield str(record["_id"]), record["url"]
 
     def bylines(self) -> Iterator[tuple[str, str, str]]:
-        """Id, author's id and author's name of every document."""
+        """Id, author's id and author's name of every document; the name is empty where there is none."""
         for record in self._found({}, {"author_id": 1, "author_name": 1}):
-            name = str(record.get("author_name"))
+            told = record.get("author_name")
+            name = told if isinstance(told, str) else ""
             yield str(record["_id"]), str(record.get("author_id") or author_identity(name)), name
 
     def authors(self) -> dict[str, str]:

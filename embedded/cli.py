@@ -57,10 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before any library can be imported that would report its use to its makers.
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("SCARF_NO_ANALYTICS", "true")
-    namespace = parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler: Callable[[argparse.Namespace, Settings], int] = namespace.handler
     try:
+        namespace = parser().parse_args(arguments)
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        handler: Callable[[argparse.Namespace, Settings], int] = namespace.handler
         return handler(namespace, load(home=namespace.home))
     except InvalidSettings as error:
         return _told(error, USAGE)

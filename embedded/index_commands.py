@@ -96,13 +96,15 @@ def _verify(namespace: argparse.Namespace, settings: Settings) -> int:
         report = _asked(settings, "POST", "/api/verify", asked)
     if isinstance(report, int):
         return report
-    sys.stdout.write((json.dumps(report) if namespace.json else _told(report, namespace.generation)) + "\n")
+    sys.stdout.write(
+        (json.dumps(report) if namespace.json else _told(report, namespace.generation, namespace.sample)) + "\n"
+    )
     if report["unsettled"]:
         sys.stderr.write(f"twin: changes under way could not be waited for: {report['unsettled']}\n")
     return 1 if report["found"] > report["repaired"] else 0
 
 
-def _told(report: dict[str, Any], generation: str | None) -> str:
+def _told(report: dict[str, Any], generation: str | None, sample: int | None = None) -> str:
     found: int = report["found"]
     compared = f"{report['documents']} documents and {report['chunks']} chunks compared in {report['seconds']:.1f} s"
     lines = [
@@ -126,7 +128,9 @@ def _told(report: dict[str, Any], generation: str | None) -> str:
     elif report["unsettled"]:
         remedy = "changes are on their way, which these may be: verify again later"
     else:
-        remedy = f"mend with `twin verify --repair{f' --generation {generation}' if generation else ''}`"
+        # Vectors and texts are compared, and so mended, by --sample alone; of documents chosen at random.
+        of = f"{f' --sample {sample}' if sample else ''}{f' --generation {generation}' if generation else ''}"
+        remedy = f"mend with `twin verify --repair{of}`" + (", in a sample of all to meet them again" if sample else "")
     return "\n".join([*lines, f"{compared}: {kinds}; {remedy}"])
 
 
@@ -250,7 +254,7 @@ def _would_go(chosen: dict[str, Any]) -> str:
     lines = [f"{id}  {about.get('title') or '(deleted already)'}" for id, about in documents[:SHOWN]]
     if len(documents) > SHOWN:
         lines.append(f"... and {len(documents) - SHOWN} more (--dry-run --json names all)")
-    authors = ", ".join(sorted(chosen["authors"].values()))
+    authors = ", ".join(sorted(filter(None, chosen["authors"].values())))
     return "\n".join([*lines, f"to be erased: {_count(len(documents))}" + (f" of {authors}" if authors else "")])
 
 

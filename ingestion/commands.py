@@ -47,6 +47,8 @@ def ingest(namespace: argparse.Namespace, settings: Settings) -> int:
     if not all(source.strip() for source in namespace.sources):
         # An unset variable of a shell is no source, least of all the working directory.
         return _told("a SOURCE is empty: name a file, a folder or an address", 2)
+    if namespace.author is not None and not namespace.author.strip():
+        return _told("--author is empty: name somebody, or leave it out", 2)
     if namespace.category is not None:
         try:
             category_of(namespace.category)

@@ -157,6 +157,10 @@ def _done(
 ) -> int:
     """Do something to the letters that are meant, and say to which; 1 where one is unknown or cannot be."""
     chosen = _chosen(arguments)
+    if "" in (chosen.step, chosen.document_id, chosen.reason, *arguments.ids):
+        # What an unset variable of a shell leaves must not mean every letter.
+        sys.stderr.write("twin: an id or a filter is empty: leave it out, or say --all\n")
+        return 2
     if not arguments.all and not arguments.ids and chosen == type(chosen)():
         sys.stderr.write("twin: name letters by id or filter, or all of them with --all\n")
         return 2

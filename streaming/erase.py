@@ -105,7 +105,7 @@ def choose(warehouse: Warehouse, index: QdrantIndex, ids: Sequence[str], author:
     wanted = set(ids)
     bylines = list(warehouse.bylines())
     authors: dict[str, str] = {}
-    if author is not None:
+    if author is not None and _plain(author):
         known = [*bylines, *(("", id, name) for id, name in warehouse.authors().items())]
         authors = {id: name for _, id, name in known if {author, _plain(author)} & set(author_keys(name, id))}
         wanted |= {document for document, id, _ in bylines if id in authors}

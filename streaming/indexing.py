@@ -110,7 +110,8 @@ def index_batch(
     outcomes: dict[int, Outcome] = {}
     pending = dict(enumerate(newest(events)))
     for _ in range(ROUNDS + len(events)):
-        ledger = index.records([id for event in pending.values() if (id := _document_of(event)) is not None])
+        ids = [id for event in pending.values() if (id := _document_of(event)) is not None]
+        ledger = index.records(ids, clear=True)
         prepared = {at: _prepare(event, ledger, index, embedder) for at, event in pending.items()}
         begins("embed")
         vectors = _vectors(list(prepared.values()), index, embedder, go_on)

@@ -21,7 +21,7 @@ import msgspec
 from corpus.agreement import followed
 from corpus.batches import batches
 from corpus.documents import ORDER_BITS, Document, from_record
-from corpus.index import QdrantIndex, Record, chunk_payload, ledger_point, record_of
+from corpus.index import QdrantIndex, Record, chunk_payload, ledger_point, record_of, state_of
 from streaming.indexing import Refusal, derive
 
 if TYPE_CHECKING:
@@ -364,6 +364,11 @@ class _Ledger:
             self._ahead.add(id)
         if payload.get("generation") != self._generation:
             return Fault("wrong_generation", _made_as("the record", payload), id, stored.id, ledger=True)
+        if payload.get("state") != state_of(record):
+            return Fault("stale", "its record is filed under another state", id, stored.id, ledger=True)
+        if record.version is not None and not record.deleted and not record.places:
+            # What nothing is left of is refused.
+            return Fault("stale", "its record has no chunks", id, stored.id, ledger=True)
         return None
 
     def check(self, stored: Stored) -> tuple[str | None, Fault | None]:

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import textwrap
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from corpus.index import (
     places,
     server_index,
 )
+from corpus.points import Point
 from corpus.settings import load
 
 DIMENSIONS = 8
@@ -65,8 +67,6 @@ def written(
 
 
 def chunk_id(document_id: str, passage: str) -> str:
-    import uuid
-
     return str(uuid.uuid5(uuid.NAMESPACE_OID, document_id + passage))
 
 
@@ -97,6 +97,15 @@ def test_a_document_is_found_by_its_words_and_shown_with_its_place(index: Qdrant
     assert (hits[0].document_id, hits[0].version, hits[0].heading_path, hits[0].position) == ("a", 5, ("A title",), 0)
     assert [hit.text for hit in index.chunks("a")] == ["the zorbital engine hums", "a quiet garden"]
     assert (index.counts().documents, index.counts().chunks) == (2, 3)
+
+
+def test_a_point_that_names_no_document_is_passed_over(index: QdrantIndex) -> None:
+    written(index, "a", ["the zorbital engine hums"], 5)
+    strays = [Point(str(uuid.UUID(int=each)), {}, vector("zorbital")) for each in range(3)]
+    index._chunks.upsert(strays)
+
+    assert found(index, "zorbital", 3) == ["the zorbital engine hums"]
+    assert [document for _, document in index.nearest(vector("zorbital"), 10)] == ["a"]
 
 
 def test_an_edit_keeps_untouched_points_and_removes_the_replaced_one(index: QdrantIndex) -> None:

@@ -61,6 +61,15 @@ def test_faults_are_told_with_what_to_do(different: dict[str, Any], generation: 
     assert _told({**report, **none, **different}, generation).endswith(end)
 
 
+def test_what_a_sample_found_is_mended_by_a_sample() -> None:
+    found = {"stale": 1, "orphaned": 0, "missing": 0, "wrong_generation": 0, "duplicate": 0, "found": 1}
+    report = {"documents": 2, "chunks": 5, "seconds": 0.1, "in_flight": 0, "faults": [], "repaired": 0}
+
+    told = _told({**report, **found, "unsettled": None}, None, 2)
+
+    assert told.endswith("1 stale; mend with `twin verify --repair --sample 2`, in a sample of all to meet them again")
+
+
 def test_a_judgement_says_when_and_why() -> None:
     judged = {"at": "2026-05-01T10:00:00+00:00", "generation": "g", "verified": None, "recall": None}
 

@@ -235,6 +235,14 @@ def test_a_document_that_names_no_author_keeps_the_one_it_was_brought_in_with(tw
     assert (twin.only().author_name, "twice" in twin.only().text) == ("Ada", True)
 
 
+@pytest.mark.parametrize("author", ["", "  "])
+def test_an_empty_author_is_nobody(twin: Any, author: str) -> None:
+    code, out, err = twin.run("ingest", "notes", "--author", author)
+
+    assert (code, out) == (2, "")
+    assert "--author is empty" in err
+
+
 @pytest.mark.parametrize("source", ["", "  "])
 def test_an_empty_source_is_no_source(twin: Any, source: str) -> None:
     code, out, err = twin.run("ingest", source)

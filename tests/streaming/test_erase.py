@@ -363,6 +363,16 @@ def test_a_document_with_an_id_that_is_no_text_goes_with_its_author(system: Syst
     assert system.chosen(author="Trent").documents == {}
 
 
+def test_no_author_is_nobody_of_that_name(system: System) -> None:
+    documents = system.warehouse._database["documents"]
+    documents.insert_many([{"_id": "without"}, {"_id": "null", "author_name": None}])
+    documents.insert_one({"_id": "by id", "author_id": "trent-7"})
+
+    for name in ("None", "none", "", " "):
+        assert system.chosen(author=name) == erase.Chosen({}, {}, ())
+    assert set(system.chosen(author="trent-7").documents) == {"by id"}
+
+
 def test_a_document_of_an_author_that_nothing_finds_is_named(system: System) -> None:
     system.warehouse._database["documents"].insert_one({"_id": MinKey(), "author_name": "Trent"})
 

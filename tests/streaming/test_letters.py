@@ -376,6 +376,7 @@ def test_letters_are_listed_shown_replayed_and_discarded(
     )
 
     assert commands("replay")[0] == commands("discard")[0] == 2
+    assert {commands(verb, "--reason", "")[0] for verb in ("replay", "discard")} == {2}
     code, done, failed = commands("replay", "d", "e", "--json")
     assert (code, json.loads(done)) == (1, {"replayed": ["d"], "unknown": ["e"], "refused": {}})
     assert "'e'" in failed

@@ -195,6 +195,15 @@ def give_a_truth_value_as_a_version(system: System) -> None:
     system.index._chunks.set_payload(Where(ids=[chunk(system, "a")]), {"version": True})
 
 
+def file_a_record_under_another_state(system: System) -> None:
+    system.index._ledger.set_payload(Where(ids=[ledger_point(document("a", "").id)]), {"state": "deleted"})
+
+
+def take_the_chunks_from_a_record(system: System) -> None:
+    system.index._chunks.delete(Where(ids=[chunk(system, "a", number) for number in range(4)]))
+    system.index._ledger.set_payload(Where(ids=[ledger_point(document("a", "").id)]), {"places": []})
+
+
 def miss_a_change(system: System) -> None:
     system.save(document("a", article(["changed"])))
     system.under_way.clear()
@@ -226,6 +235,8 @@ FAULTS: list[tuple[Callable[[System], None], dict[str, int]]] = [
     (put_a_record_a_little_ahead, {"stale": 5}),
     (put_a_tombstone_a_little_ahead, {"missing": 1, "orphaned": 4, "stale": 1}),
     (give_a_truth_value_as_a_version, {"stale": 1}),
+    (file_a_record_under_another_state, {"stale": 1}),
+    (take_the_chunks_from_a_record, {"stale": 1}),
     (miss_a_change, {"stale": 1}),
     (miss_a_document, {"missing": 1}),
     (miss_a_deletion, {"orphaned": 1}),
@@ -374,6 +385,33 @@ def test_a_sample_is_cleaned_split_and_embedded_anew(system: System, lost: str) 
     assert [fault.what for fault in report.faults] == [f"the vectors of chunk {id} are not those of its text"]
     assert system.verify(sample=4, repair=True).repaired == 1
     assert system.verify(sample=4).found == 0
+
+
+def test_a_record_that_is_none_is_named_whatever_is_compared(system: System) -> None:
+    break_a_record(system)
+
+    since = datetime(2020, 1, 1, tzinfo=UTC)
+    for chosen in ({"sample": 4}, {"since": since}):
+        assert kinds(system.verify(**chosen)) == {"missing": 1, "orphaned": 4, "stale": 1}
+    assert system.verify(sample=4, repair=True).repaired == 6
+    assert system.verify().found == 0
+
+
+@pytest.mark.parametrize("payload", [{"seen": "abc"}, {"places": 7}, {"document_id": "another"}], ids=str)
+def test_a_record_that_is_none_holds_no_change_up(system: System, payload: dict[str, Any]) -> None:
+    a, b = document("a", article(["edited"])), document("b", article(["edited"]))
+    system.index._ledger.set_payload(Where(ids=[ledger_point(a.id)]), payload)
+    assert a.id not in {record.document_id for record in system.index.scan()}
+    system.save(a)
+    system.save(b)
+
+    system.settle()
+
+    assert system.verify().found == 0
+    assert {record.source_hash for record in system.index.records([a.id, b.id]).values()} == {
+        a.content_hash,
+        b.content_hash,
+    }
 
 
 def test_a_refused_document_is_no_fault(system: System) -> None:
