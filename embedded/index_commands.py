@@ -107,12 +107,14 @@ def _verify(namespace: argparse.Namespace, settings: Settings) -> int:
 def _told(report: dict[str, Any], generation: str | None, sample: int | None = None) -> str:
     found: int = report["found"]
     compared = f"{report['documents']} documents and {report['chunks']} chunks compared in {report['seconds']:.1f} s"
+    # What may be a change on its way is no fault yet.
+    shown = 0 if report["unsettled"] else SHOWN
     lines = [
         f"{fault['kind']:<17} {fault['document_id'] or '-':<36}  {fault['point_id'] or '-':<36}  {fault['what']}"
-        for fault in report["faults"][:SHOWN]
+        for fault in report["faults"][:shown]
     ]
-    if found > SHOWN:
-        lines.append(f"... and {found - SHOWN} more (--json names the first 1000)")
+    if found > shown > 0:
+        lines.append(f"... and {found - shown} more (--json names the first 1000)")
     if report["in_flight"]:
         lines.append(f"{report['in_flight']} documents are being changed all the time and were not judged")
     if not report["documents"] and not report["chunks"]:
@@ -126,7 +128,7 @@ def _told(report: dict[str, Any], generation: str | None, sample: int | None = N
     if report["repaired"]:
         remedy = f"{report['repaired']} repaired"
     elif report["unsettled"]:
-        remedy = "changes are on their way, which these may be: verify again later"
+        remedy = "changes are on their way, which these may be (--json names them): verify again later"
     else:
         # Vectors and texts are compared, and so mended, by --sample alone; of documents chosen at random.
         of = f"{f' --sample {sample}' if sample else ''}{f' --generation {generation}' if generation else ''}"

@@ -51,7 +51,11 @@ def test_what_it_waits_for_and_what_is_refused_is_a_line(found: dict[str, Any], 
         ({}, None, "1 missing; mend with `twin verify --repair`"),
         ({}, "candidate", "1 missing; mend with `twin verify --repair --generation candidate`"),
         ({"repaired": 1}, None, "1 missing; 1 repaired"),
-        ({"unsettled": "late"}, None, "1 missing; changes are on their way, which these may be: verify again later"),
+        (
+            {"unsettled": "late"},
+            None,
+            "1 missing; changes are on their way, which these may be (--json names them): verify again later",
+        ),
     ],
 )
 def test_faults_are_told_with_what_to_do(different: dict[str, Any], generation: str | None, end: str) -> None:

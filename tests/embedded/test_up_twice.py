@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,8 +24,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def instead_of_sleeping(act: Callable[[], object]) -> SimpleNamespace:
+    """The command's own clock: other threads of the process, such as an earlier test's, go on sleeping."""
+    return SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: act())
+
+
 def test_a_second_up_returns_when_the_first_one_is_ready(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands.time, "sleep", lambda seconds: write_parts(home, parts("ready")))
+    monkeypatch.setattr(commands, "time", instead_of_sleeping(lambda: write_parts(home, parts("ready"))))
     with supervising(home):
         write_parts(home, parts("starting"))
         assert cli.main(["up", "--detach"]) == cli.DONE
@@ -35,6 +43,6 @@ def test_a_second_up_fails_with_the_first_one(
     with ExitStack() as first:
         first.enter_context(supervising(home))
         write_parts(home, parts("starting"))
-        monkeypatch.setattr(commands.time, "sleep", lambda seconds: first.close())
+        monkeypatch.setattr(commands, "time", instead_of_sleeping(first.close))
         assert cli.main(["up", "--detach"]) == cli.FAILED
     assert "does not become ready" in capsys.readouterr().err
