@@ -34,8 +34,39 @@ def harmed(home: Path, record_of: str) -> None:
     ledger.close()
 
 
+def damaged(home: Path, record_of: str) -> None:
+    """The record of a document made unreadable, and two points that tell nothing of themselves."""
+    (generation,) = (path.parent for path in (home / "index").glob("*/chunks"))
+    chunks = EdgePoints(generation / "chunks", 384, CHUNK_FIELDS)
+    ledger = EdgePoints(generation / "documents", None, LEDGER_FIELDS)
+    ledger.set_payload(Where(ids=[ledger_point(record_of)]), {"seen": "abc"})
+    near = [chunks.retrieve([point.id], vectors=[DENSE])[0].dense for point in list(chunks.scroll(Where()))[:2]]
+    chunks.upsert([Point(id, {}, dense) for id, dense in zip((WRONG_ID, STRANGE_ID), near, strict=True)])
+    chunks.close()
+    ledger.close()
+
+
+@pytest.fixture
+def while_the_app_is_away(
+    running: Any, eventually: Callable[..., Any], ended: Callable[..., None]
+) -> Callable[[Callable[[], None]], None]:
+    """Does something to the index, which belongs to the app: its supervisor is held meanwhile."""
+
+    def act(harm: Callable[[], None]) -> None:
+        supervisor = running.pids()["supervisor"]
+        os.kill(supervisor, signal.SIGSTOP)
+        try:
+            ended({"app": running.kill("app")})
+            harm()
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        eventually(lambda: running.parts()["app"]["state"] == "ready", "the app")
+
+    return act
+
+
 def test_faults_made_by_hand_are_named_and_mended(
-    running: Any, folder: Any, eventually: Callable[..., Any], ended: Callable[..., None]
+    running: Any, folder: Any, while_the_app_is_away: Callable[[Callable[[], None]], None]
 ) -> None:
     folder.add("Whole", "Harmed", "Without a record")
     running.ingest(str(folder.folder), "--prune")
@@ -43,15 +74,7 @@ def test_faults_made_by_hand_are_named_and_mended(
     clean = running.json("verify")
     lost = running.listed()["Without a record"]
 
-    # The index belongs to the app, so it is harmed while the app is away: its supervisor is held meanwhile.
-    supervisor = running.pids()["supervisor"]
-    os.kill(supervisor, signal.SIGSTOP)
-    try:
-        ended({"app": running.kill("app")})
-        harmed(running.home, lost["document_id"])
-    finally:
-        os.kill(supervisor, signal.SIGCONT)
-    eventually(lambda: running.parts()["app"]["state"] == "ready", "the app")
+    while_the_app_is_away(lambda: harmed(running.home, lost["document_id"]))
     found = running.json("verify", code=1)
     mended = running.json("verify", "--repair")
     after = running.json("verify", "--sample", "100")
@@ -67,6 +90,28 @@ def test_faults_made_by_hand_are_named_and_mended(
     assert {fault["point_id"] for fault in found["faults"]} >= {WRONG_ID, STRANGE_ID}
     assert mended["repaired"] == sum(faults.values())
     assert (after["documents"], after["chunks"]) == (clean["documents"], clean["chunks"])
+    running.must_hold(folder)
+
+
+def test_a_damaged_record_or_point_holds_nothing_up(
+    running: Any, folder: Any, while_the_app_is_away: Callable[[Callable[[], None]], None]
+) -> None:
+    folder.add("Damaged", "Beside it")
+    running.ingest(str(folder.folder))
+    running.wait()
+    record_of = running.listed()["Damaged"]["document_id"]
+
+    while_the_app_is_away(lambda: damaged(running.home, record_of))
+    assert [word for word in folder.words["Beside it"] if not running.finds(word)] == []
+    assert set(running.listed()) == set(folder.words)
+    folder.write("Damaged", [folder.word(), *folder.words["Damaged"][1:]])
+    folder.add("New")
+    running.ingest(str(folder.folder))
+
+    assert running.wait()["failed"] == []
+    found = running.json("verify", code=1)
+    assert {fault["point_id"] for fault in found["faults"]} == {WRONG_ID, STRANGE_ID}
+    assert running.json("verify", "--repair")["repaired"] == 2
     running.must_hold(folder)
 
 
