@@ -25,7 +25,7 @@ from streaming.dataflow import feature_dataflow
 from streaming.lag import LOOK_SECONDS, STILL_SECONDS, Probe
 from streaming.log import Log
 from streaming.progress import Progress
-from streaming.reconcile import Repaired, disagreement, reenter
+from streaming.reconcile import Repaired, disagreement, missed, reenter
 from streaming.tracing import Traces
 from streaming.verify import NotApplied, Report, Verification, described, summary
 from streaming.waiting import TimedOut, Wait
@@ -134,18 +134,19 @@ class Stream:
     def reconcile(self) -> Reconciled:
         """Send what capture missed into the dataflow again."""
         self.recognise()
-        missed = self.missed()
-        if not missed:
+        differing = self.missed()
+        if not differing:
             return {"upserts": 0, "deletes": 0}
-        repaired = self.send(missed)
+        repaired = self.send(differing)
         logger.warning("reconcile sent %d upserts and %d deletes again", repaired.upserts, repaired.deletes)
         self.progress.count(reconciled=repaired.upserts + repaired.deletes)
         return {"upserts": repaired.upserts, "deletes": repaired.deletes}
 
     def missed(self) -> tuple[str, ...]:
         """Documents in which the index differs from the warehouse and would follow it; some are on their way."""
-        difference = disagreement(self.warehouse, self.index)
-        return difference.leftover if self.frozen else (*difference.behind, *difference.leftover)
+        difference, strays = missed(self.warehouse, self.index)
+        gone = tuple(dict.fromkeys((*difference.leftover, *strays)))
+        return gone if self.frozen else tuple(dict.fromkeys((*difference.behind, *gone)))
 
     def verify(self, repair: bool = False, since: datetime | None = None, sample: int | None = None) -> Report:
         """Compare everything in the index with the warehouse; one verification at a time."""

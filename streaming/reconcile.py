@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from corpus.agreement import Disagreement, compare
 from corpus.batches import batches
-from corpus.index import QdrantIndex
+from corpus.index import QdrantIndex, Record
 from streaming.changes import REPAIR_HEADER, delete_envelope, upsert_envelope
 from streaming.clients import LogFailed, noting, producer
 
@@ -35,6 +35,36 @@ def disagreement(warehouse: Warehouse, index: QdrantIndex) -> Disagreement:
     # Stamps first: a document deleted between the two reads is then leftover in neither.
     stamps = list(warehouse.stamps())
     return compare(stamps, index.scan())
+
+
+def missed(warehouse: Warehouse, index: QdrantIndex) -> tuple[Disagreement, list[str]]:
+    """As `disagreement`, and the documents of stray points: those that no record holds."""
+    stamps = list(warehouse.stamps())
+    records = list(index.scan())
+    return compare(stamps, records), strays(records, index, warehouse.now())
+
+
+def strays(records: Iterable[Record], index: QdrantIndex, now: int) -> list[str]:
+    """Documents of points that none of the ledger's records holds and that a change of the document, later than `now`,
+    removes.
+
+    A crash leaves them of a document of which nothing was recorded yet; if the log is lost and the document deleted
+    before the change is read again, neither ledger nor warehouse knows of it. The points are read only where there are
+    more than the records hold.
+    """
+    held = {id for record in records for id in record.chunk_ids}
+    if index.counts().chunks <= len(held):
+        return []
+    payloads = (point.payload for point in index.chunk_points() if point.id not in held)
+    return sorted(
+        {
+            payload["document_id"]
+            for payload in payloads
+            if isinstance(payload.get("document_id"), str)
+            and type(payload.get("version")) is int
+            and payload["version"] <= now
+        }
+    )
 
 
 def reenter(

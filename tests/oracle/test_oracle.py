@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import qdrant_edge
 from soak import Soak
-from world import LOG, World
+from world import LOG, Killed, World
 
 from corpus.points import Where
 
@@ -23,6 +23,28 @@ def test_whatever_happens_the_index_equals_the_warehouse(tmp_path: Path, seed: i
     soak.run(400)
 
     assert soak.counts["settled"] >= 3
+    soak.world.close()
+
+
+def test_points_of_a_document_that_nobody_knows_any_more_are_found(tmp_path: Path) -> None:
+    soak = Soak(tmp_path, 4, names=10)
+    new = soak.written("new")
+    soak.put(new)
+    effects = soak.process.effects
+    effects.kill = (1, "after")
+    with pytest.raises(Killed):
+        soak.process.apply(soak.process.read(1))
+    assert effects.done == ["upsert chunks"]
+
+    # Neither the change nor the deletion is ever read again.
+    soak.world.remove(new.id)
+    soak.world.lose_log()
+    soak.restart()
+    soak.world.snapshot(lambda: None)
+    soak.settle()
+
+    assert soak.counts["reconciled"] == 1
+    assert soak.world.difference() is None
     soak.world.close()
 
 

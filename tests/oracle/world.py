@@ -30,6 +30,7 @@ from corpus.settings import load
 from streaming.changes import Message, decode, delete_envelope, upsert_envelope
 from streaming.indexing import Outcome, index_batch
 from streaming.log import Log, features
+from streaming.reconcile import strays
 
 HERE = "11111111-2222-4333-8444-555555555555"
 ELSEWHERE = "99999999-2222-4333-8444-555555555555"
@@ -220,10 +221,12 @@ class World:
             SimpleNamespace(id=id, content_hash=held.record["content_hash"], crawled_at=held.record["crawled_at"])
             for id, held in self.documents.items()
         ]
-        difference = compare(stamps, self._index.scan())
         # The warehouse's clock is its last write, not a moment after it.
         version = source_version(self.milliseconds, self.order)
-        for id in (*difference.behind, *difference.leftover):
+        records = list(self._index.scan())
+        difference = compare(stamps, records)
+        found = dict.fromkeys((*difference.behind, *difference.leftover, *strays(records, self._index, version)))
+        for id in found:
             held = self.documents.get(id)
             self._append(
                 id,
@@ -231,7 +234,7 @@ class World:
                 if held is None
                 else upsert_envelope(held.record, version, DATABASE, HERE),
             )
-        return len(difference.behind) + len(difference.leftover)
+        return len(found)
 
     # Processes
 
