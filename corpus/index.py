@@ -149,11 +149,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Live documents with an indexed version, their chunks, and documents of which no version was taken."""
+    """Live documents with an indexed version, and their chunks."""
 
     documents: int
     chunks: int
-    refused: int
 
 
 class Index(Protocol):
@@ -196,7 +195,7 @@ class QdrantIndex:
         )
         scores = fuse({point.id: point.score for point in dense}, {point.id: point.score for point in sparse})
         # A damaged point tells no document: nothing that is shown rests on it.
-        owners = {point.id: id for point in (*dense, *sparse) if (id := _owner(point)) is not None}
+        owners = {point.id: id for point in (*dense, *sparse) if (id := owner_of(point)) is not None}
         ranked = sorted(owners, key=lambda id: (-scores[id], id))
         hits: list[Hit] = []
         # A point whose document has moved on meanwhile is passed over, so look a little further than asked.
@@ -238,8 +237,11 @@ class QdrantIndex:
         return [hit for place in places if record and (hit := _hit(record, place.chunk_id, 0.0))]
 
     def counts(self) -> Counts:
-        indexed, refused = (self._ledger.count(Where(equals={"state": each})) for each in (INDEXED, WITHOUT_VERSION))
-        return Counts(indexed, self._chunks.count(Where()), refused)
+        return Counts(self._ledger.count(Where(equals={"state": INDEXED})), self._chunks.count(Where()))
+
+    def refused(self) -> int:
+        """How many documents there are of which no version was taken."""
+        return self._ledger.count(Where(equals={"state": WITHOUT_VERSION}))
 
     def vectors(self, chunk_ids: Sequence[str]) -> dict[str, list[float]]:
         """The dense vectors of these chunks, as far as they exist."""
@@ -294,7 +296,7 @@ class QdrantIndex:
         """Chunk and document of the points nearest to a vector, best first: by meaning alone, and with `exact` without
         the approximation that large collections are searched with."""
         found = self._chunks.nearest([float(value) for value in vector], Where(), limit, exact=exact)
-        return [(point.id, id) for point in found if (id := _owner(point)) is not None]
+        return [(point.id, id) for point in found if (id := owner_of(point)) is not None]
 
     # Writing
 
@@ -516,7 +518,7 @@ def _readable(stored: Stored) -> Record | None:
     return record if stored.id == ledger_point(record.document_id) else None
 
 
-def _owner(point: Stored) -> str | None:
+def owner_of(point: Stored) -> str | None:
     """The document that a chunk's point names."""
     id = point.payload.get("document_id")
     return id if isinstance(id, str) else None

@@ -641,7 +641,7 @@ class Generations:
     def _progress_of(self, role: Role) -> dict[str, Any]:
         """How far a candidate is: rate and seconds left as long as both can be told. A document that is refused is
         nothing to wait for."""
-        shown, total, refused = _shown(role), self._warehouse.count(), role.stream.index.counts().refused
+        shown, total, refused = _shown(role), self._warehouse.count(), role.stream.index.refused()
         seconds, done = time.monotonic() - role.began[0], shown["documents"] - role.began[1]
         rate = done / seconds if done > 0 else None
         left = max(0, total - shown["documents"] - refused)

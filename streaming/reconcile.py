@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from corpus.agreement import Disagreement, compare
 from corpus.batches import batches
-from corpus.index import QdrantIndex, Record
+from corpus.index import QdrantIndex, Record, owner_of
 from streaming.changes import REPAIR_HEADER, delete_envelope, upsert_envelope
 from streaming.clients import LogFailed, noting, producer
 
@@ -55,16 +55,12 @@ def strays(records: Iterable[Record], index: QdrantIndex, now: int) -> list[str]
     held = {id for record in records for id in record.chunk_ids}
     if index.counts().chunks <= len(held):
         return []
-    payloads = (point.payload for point in index.chunk_points() if point.id not in held)
-    return sorted(
-        {
-            payload["document_id"]
-            for payload in payloads
-            if isinstance(payload.get("document_id"), str)
-            and type(payload.get("version")) is int
-            and payload["version"] <= now
-        }
-    )
+    found = {
+        owner_of(point)
+        for point in index.chunk_points()
+        if point.id not in held and type(version := point.payload.get("version")) is int and version <= now
+    }
+    return sorted(id for id in found if id is not None)
 
 
 def reenter(

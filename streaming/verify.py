@@ -21,7 +21,7 @@ import msgspec
 from corpus.agreement import followed
 from corpus.batches import batches
 from corpus.documents import ORDER_BITS, Document, from_record
-from corpus.index import QdrantIndex, Record, chunk_payload, ledger_point, record_of, state_of
+from corpus.index import QdrantIndex, Record, chunk_payload, ledger_point, owner_of, record_of, state_of
 from streaming.indexing import Refusal, derive
 
 if TYPE_CHECKING:
@@ -383,8 +383,7 @@ class _Ledger:
             if expected[:8] == fingerprint:
                 return id, None
         else:
-            owner = payload.get("document_id")
-            id = owner if isinstance(owner, str) else None
+            id = owner_of(stored)
         version = payload.get("version")
         # No condition on numbers holds of a truth value, which Python takes for one.
         reachable = type(version) is int and version <= self._now and id is not None

@@ -66,19 +66,25 @@ def test_the_main_job_and_what_downstream_is_told(over_kafka: Any, cluster: Any,
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
 
 
+def struck_while_documents_come_in(
+    twin: Any, folder: Any, eventually: Callable[..., Any], strike: Callable[[], None]
+) -> None:
+    known = twin.asked("/api/status")["warehouse"]["documents"]
+    ingest = twin.start("ingest", str(folder.folder), "--author", "Test Author")
+    eventually(lambda: twin.asked("/api/status")["warehouse"]["documents"] > known, "the first documents")
+    strike()
+    _, err = ingest.communicate(timeout=120)
+    assert ingest.returncode == 0, err
+
+
 @pytest.mark.parametrize("part", ["connect", "broker"])
 def test_a_connect_or_broker_that_is_killed_loses_nothing(
     over_kafka: Any, cluster: Any, folder: Any, eventually: Callable[..., Any], part: str
 ) -> None:
     twin = over_kafka
-    known = twin.asked("/api/status")["warehouse"]["documents"]
     folder.add(*(f"Killed {part} {number:02}" for number in range(40)), sections=3)
 
-    ingest = twin.start("ingest", str(folder.folder), "--author", "Test Author")
-    eventually(lambda: twin.asked("/api/status")["warehouse"]["documents"] > known, "the first documents")
-    cluster.run("kill", part)
-    _, err = ingest.communicate(timeout=120)
-    assert ingest.returncode == 0, err
+    struck_while_documents_come_in(twin, folder, eventually, lambda: cluster.run("kill", part))
     state = twin.parts()[{"connect": "capture", "broker": "log"}[part]]
     assert (state["state"], state["pid"]) == ("unreachable", None)
     assert state["reason"]
@@ -94,14 +100,9 @@ def test_a_connector_task_that_is_restarted_while_documents_come_in_loses_nothin
     over_kafka: Any, cluster: Any, folder: Any, eventually: Callable[..., Any]
 ) -> None:
     twin = over_kafka
-    known = twin.asked("/api/status")["warehouse"]["documents"]
     folder.add(*(f"Restarted task {number:02}" for number in range(40)), sections=3)
 
-    ingest = twin.start("ingest", str(folder.folder), "--author", "Test Author")
-    eventually(lambda: twin.asked("/api/status")["warehouse"]["documents"] > known, "the first documents")
-    cluster.restart_task()
-    _, err = ingest.communicate(timeout=120)
-    assert ingest.returncode == 0, err
+    struck_while_documents_come_in(twin, folder, eventually, cluster.restart_task)
 
     assert twin.wait()["failed"] == []
     twin.must_hold(folder)

@@ -80,7 +80,7 @@ class MemoryIndex:
     def counts(self) -> Counts:
         self._reachable()
         live = [record for record in self.kept.values() if not record.deleted]
-        return Counts(len(live), sum(len(record.places) for record in live), 0)
+        return Counts(len(live), sum(len(record.places) for record in live))
 
     def _reachable(self) -> None:
         if self.away:
