@@ -20,7 +20,7 @@ test: setup-dev
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-integration: setup-dev
-	$(BIN)/pytest -m "integration and not long" --durations 15
+	$(BIN)/pytest -m "integration and not long" -n 2 --dist loadfile --durations 15
 
 test-long: setup-dev
 	$(BIN)/pytest -m "integration and long"

@@ -124,9 +124,13 @@ class EdgePoints:
         except OSError as error:
             raise IndexUnavailable(f"the index in {directory} cannot be opened: {error}") from error
         except Exception as error:  # the engine's errors have no common class below Exception
-            raise IndexUnavailable(
-                f"the index in {directory} cannot be opened ({error}): remove {directory.parent} and it is built anew"
-            ) from error
+            held = "WouldBlock" in str(error)
+            remedy = (
+                "another process has it open; end that first"
+                if held
+                else f"remove {directory.parent} and it is built anew"
+            )
+            raise IndexUnavailable(f"the index in {directory} cannot be opened ({error}): {remedy}") from error
 
     def _make(self) -> Any:
         """An empty shard beside the collection's place."""

@@ -26,7 +26,7 @@ from corpus.index import (
     places,
     server_index,
 )
-from corpus.points import Point
+from corpus.points import EdgePoints, IndexUnavailable, Point
 from corpus.settings import load
 
 DIMENSIONS = 8
@@ -287,6 +287,25 @@ def test_a_killed_process_loses_nothing_that_was_acknowledged(tmp_path: Path) ->
         assert sorted(record.document_id for record in index.scan()) == sorted(f"d{number}" for number in range(10, 50))
     finally:
         index.close()
+
+
+def test_an_index_that_another_has_open_is_not_to_be_removed(tmp_path: Path) -> None:
+    collection = EdgePoints(tmp_path / "chunks", DIMENSIONS, {})
+
+    with pytest.raises(IndexUnavailable, match="another process has it open; end that first") as raised:
+        EdgePoints(tmp_path / "chunks", DIMENSIONS, {})
+    assert "remove" not in str(raised.value)
+
+    collection.close()
+    EdgePoints(tmp_path / "chunks", DIMENSIONS, {}).close()
+
+
+def test_a_damaged_index_may_be_removed(tmp_path: Path) -> None:
+    EdgePoints(tmp_path / "chunks", DIMENSIONS, {}).close()
+    (tmp_path / "chunks" / "edge_config.json").write_bytes(b"\xff")
+
+    with pytest.raises(IndexUnavailable, match=f"remove {tmp_path} and it is built anew"):
+        EdgePoints(tmp_path / "chunks", DIMENSIONS, {})
 
 
 def test_fusion_prefers_what_both_sides_rank_high() -> None:

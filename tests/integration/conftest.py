@@ -189,11 +189,15 @@ class Notes:
 
 
 def lives(pid: int) -> bool:
-    """Whether a process exists and has not ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    """Whether a process exists and a thread of it has not ended.
+
+    A killed process is a zombie as soon as its first thread is; its files stay open, and locked, until the last one is.
+    """
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if (thread / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                return True
+    return False
 
 
 @pytest.fixture(scope="session")

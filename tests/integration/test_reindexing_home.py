@@ -192,6 +192,7 @@ def test_an_app_that_is_killed_while_it_builds_and_right_after_a_promotion_loses
     twin.must_hold(folder)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not HANDBOOK.exists(), reason="the handbook's articles are not beside this project")
 def test_the_76_articles_change_their_model_under_edits(
     homes: Callable[..., Any], notes: Callable[..., Any], eventually: Callable[..., Any]
