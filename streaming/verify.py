@@ -21,7 +21,7 @@ import msgspec
 from corpus.agreement import followed
 from corpus.batches import batches
 from corpus.documents import ORDER_BITS, Document, from_record
-from corpus.index import QdrantIndex, Record, chunk_payload, ledger_point, owner_of, record_of, state_of
+from corpus.index import Failure, QdrantIndex, Record, chunk_payload, ledger_point, owner_of, record_of, state_of
 from streaming.indexing import Refusal, derive
 
 if TYPE_CHECKING:
@@ -231,14 +231,19 @@ class Verification:
         return [*found, *self._derived_anew(ids)] if derived else found
 
     def _derived_anew(self, ids: Sequence[str]) -> Iterator[Fault]:
-        """Documents that are indexed as something else than the recipe makes of them now."""
+        """Documents that are indexed as something else than the recipe makes of them, or refused without a cause."""
         records = self.index.records(ids)
         for raw in self.warehouse.raw_records(ids):
             record = records.get(str(raw["_id"]))
-            if record is None or record.deleted or record.version is None or record.failure is not None:
+            if record is None or record.deleted or (record.version is None and record.failure is None):
                 continue
-            document = from_record(raw)
-            what = self._deviation(document, record)
+            try:
+                document = from_record(raw)
+            except (ValueError, OverflowError):
+                # It is refused; where it is not, the comparison of versions says so.
+                continue
+            failure = record.failure
+            what = self._deviation(document, record) if failure is None else self._acceptance(document, failure)
             if what is not None:
                 yield Fault("stale", what, record.document_id, seen_as=f"{document.content_hash}/{record.seen}")
 
@@ -253,6 +258,15 @@ class Verification:
         wanted = self.embedder.embed([chunk.text for chunk in made.chunks])
         id = next(self.index.deviating(record, made.chunks, wanted), None)
         return f"the vectors of chunk {id} are not those of its text" if id is not None else None
+
+    def _acceptance(self, document: Document, failure: Failure) -> str | None:
+        """That a refused document would be indexed. What the model, or a message about it, was refused for is not the
+        document's to tell."""
+        if failure.source_hash != document.content_hash or failure.step == "embed":
+            return None
+        if isinstance(derive(document, self.index.generation, self.embedder), Refusal):
+            return None
+        return f"it is refused ({failure.step}: {failure.reason}) and would be indexed"
 
     def _repair(self, faults: Sequence[Fault], derived: bool) -> int:
         """Send the documents again; what no change of a document can reach is removed. How many faults are no more."""

@@ -420,3 +420,18 @@ def test_a_refused_document_is_no_fault(system: System) -> None:
 
     assert system.verify().found == 0
     assert system.index.records([document("a", "").id])[document("a", "").id].failure is not None
+
+
+def test_a_sample_finds_a_document_that_is_refused_without_a_cause(system: System) -> None:
+    system.save(document("empty", "  \n "))
+    system.settle()
+    healthy = document("a", article([f"a-{number}" for number in range(4)]))
+    forged = {"version": MILLISECOND, "step": "clean", "reason": "none", "source_hash": healthy.content_hash}
+    system.index._ledger.set_payload(Where(ids=[ledger_point(healthy.id)]), {"failure": forged})
+
+    assert system.verify().found == 0
+    report = system.verify(sample=5)
+    assert [fault.what for fault in report.faults] == ["it is refused (clean: none) and would be indexed"]
+    assert system.verify(sample=5, repair=True).repaired == 1
+    assert system.index.records([healthy.id])[healthy.id].failure is None
+    assert system.verify(sample=5).found == 0
