@@ -35,7 +35,8 @@ def document(name: str, *sections: str, **changes: object) -> Document:
     fields = {
         "url": f"https://example.org/{name}",
         "category": "article",
-        "platform": "example.org",
+        # Of its own, so that a search can be narrowed to this document.
+        "platform": name,
         "author_name": "Ada",
         "title": "Before",
         "text": "# Notes\n\n" + "\n\n".join(sections),
@@ -123,7 +124,7 @@ class Reader:
     """Somebody who reads the document at any moment: it is one of the versions that there were, whole, or none."""
 
     def __init__(self, world: World, name: str, change: Change) -> None:
-        self.world, self.id = world, document(name).id
+        self.world, self.id, self.own = world, document(name).id, Filters(platform=name)
         self.index = world.index_of(Effects())
         self.allowed: list[Document] = []
         self.may_be_gone = change.before is None
@@ -147,9 +148,8 @@ class Reader:
         ), f"a mixture: {record}"
         points = self.index.vectors(record.chunk_ids)
         assert set(points) == set(record.chunk_ids), "a passage without its point"
-        found = self.index.search("station reports amber", points[record.chunk_ids[0]], Filters(), 50)
-        own = {hit.chunk_id for hit in found if hit.document_id == self.id}
-        assert own <= {hit.chunk_id for hit in chunks}
+        found = self.index.search("station reports amber", points[record.chunk_ids[0]], self.own, 50)
+        assert {hit.chunk_id for hit in found} == {hit.chunk_id for hit in chunks}
 
 
 def effects_of(world: World, name: str, change: Change) -> list[str]:
