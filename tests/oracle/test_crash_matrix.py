@@ -123,11 +123,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 class Reader:
     """Somebody who reads the document at any moment: it is one of the versions that there were, whole, or none."""
 
-    def __init__(self, world: World, name: str, change: Change) -> None:
-        self.world, self.id, self.own = world, document(name).id, Filters(platform=name)
+    def __init__(self, world: World, name: str) -> None:
+        self.id, self.own = document(name).id, Filters(platform=name)
         self.index = world.index_of(Effects())
         self.allowed: list[Document] = []
-        self.may_be_gone = change.before is None
 
     def knows(self, *documents: Document | None) -> None:
         self.allowed += [each for each in documents if each is not None]
@@ -178,7 +177,7 @@ def cut_short(world: World, name: str, change: Change, kills: list[tuple[int, st
     """The change, killed at these effects one process after the other; then everything is delivered, and compared."""
     prepared(world, name, change)
     id = document(name).id
-    reader = Reader(world, name, change)
+    reader = Reader(world, name)
     reader.knows(*(world.documents[id].former if id in world.documents else ()))
     change.act(world, name)
     for number, kill in enumerate(kills):
