@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from random import SystemRandom
 from typing import TYPE_CHECKING, Any
 
 from corpus.agreement import Disagreement
@@ -421,7 +422,7 @@ def serve(settings: Settings, port: int, *, with_stream: bool) -> None:
     from corpus.warehouse import connect
     from embedded.reindexing import Generations
     from serving.app import create_app
-    from serving.language_model import ServedModel
+    from serving.deployment import Deployments
     from serving.parts import Parts
     from streaming.metrics import BesideMetrics, StreamMetrics
 
@@ -451,7 +452,7 @@ def serve(settings: Settings, port: int, *, with_stream: bool) -> None:
                 served=lambda: generations.served,
                 warehouse=warehouse,
                 status=lambda: generations.live.status(generations.status(), probe),
-                language_model=ServedModel(settings) if settings.llm_url else None,
+                choose_model=Deployments(settings, SystemRandom()).choose,
                 reconcile=lambda: generations.live.reconcile(),
                 verify=lambda repair, since, sample, name: described(
                     generations.stream(name).verify(repair, since, sample)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import dedent
 from typing import Literal
 
@@ -56,9 +56,12 @@ NEARER_WITHOUT = 0.035
 MISSING = 8
 # Of a sentence, so many characters are compared in meaning; the rest of a long table would cost more than it tells.
 EMBEDDED = 400
+# A model that says nothing leaves the answer to the next, if there is one: after a rollback, the former champion.
+MOST_TRIED = 3
 NOTHING = "The sources hold nothing that answers this question."
 NEAREST = f"{NOTHING} Nearest, maybe unrelated:"
 _MARKER = re.compile(r"\s?\[\s*(\d+(?:\s*[,;]\s*\d+)*)\s*\]")
+_LEADING = re.compile(r"(?:\[\d{1,3}\]\s*)+")
 _UNFINISHED = re.compile(r"\s?(?:\[[\d\s,;]*)?$")
 
 
@@ -82,13 +85,14 @@ class Citation:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """`mode`: whether a model wrote it or it is quoted; `notice`: what the reader should know of how it came about;
-    `partial`: the model stopped before its end."""
+    `partial`: the model stopped before its end; `model`: the version that wrote it, None of one that is quoted."""
 
     answer: str
     mode: Mode
     citations: tuple[Citation, ...]
     notice: str | None = None
     partial: bool = False
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,57 +117,79 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """How a model did: `seconds` to its last word; `failed`: it said nothing, or not all; `supported`: each of its
+    statements names a passage."""
+
+    model: str
+    seconds: float
+    failed: bool
+    supported: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The last event."""
 
     answer: Answer
 
 
-Event = Retrieved | Token | Stopped | Finished
+Event = Retrieved | Token | Stopped | Attempt | Finished
 
 
 async def answering(
-    parts: Parts, question: str, filters: Filters, limit: int, history: Sequence[Message] = ()
+    parts: Parts,
+    question: str,
+    filters: Filters,
+    limit: int,
+    history: Sequence[Message] = (),
+    conversation: str | None = None,
 ) -> AsyncGenerator[Event]:
     """The events of one answer. Closing the iterator ends the model's work."""
     served = parts.served()
     found = await asyncio.to_thread(retrieve, served.index, served.embedder, question, filters, limit)
     yield Retrieved(tuple(found))
-    if parts.language_model is None or not found:
-        answer = await asyncio.to_thread(extract, served.embedder, question, found)
-        yield Token(answer.answer)
-        yield Finished(answer)
-        return
-    text = ""
+    now = asyncio.get_running_loop().time
+    tried: list[LanguageModel] = []
     reason: str | None = None
-    try:
-        async with aclosing(checked(_generated(parts.language_model, question, found, history), len(found))) as pieces:
-            async for piece in pieces:
-                text += piece
-                yield Token(piece)
-    except LanguageModelError as error:
-        reason = str(error)
-        yield Stopped(reason)
-    if not text.strip():
-        answer = await asyncio.to_thread(extract, served.embedder, question, found)
-        because = reason or "The language model gave an empty answer."
-        answer = Answer(
-            answer.answer, "extractive", answer.citations, f"{because} This is quoted from the sources instead."
-        )
-        yield Token(answer.answer)
+    while found and len(tried) < MOST_TRIED and (model := parts.choose_model(conversation, tried)) is not None:
+        tried.append(model)
+        text, shown, reason, start = "", 0, None, now()
+        try:
+            async with aclosing(checked(_generated(model, question, found, history), len(found))) as pieces:
+                async for piece in pieces:
+                    text += piece
+                    # Space alone is no answer yet.
+                    if text.strip():
+                        yield Token(text[shown:])
+                        shown = len(text)
+        except LanguageModelError as error:
+            reason = str(error)
+        seconds = now() - start
+        if not text.strip():
+            yield Attempt(model.name, seconds, failed=True, supported=False)
+            continue
+        answer = await asyncio.to_thread(supported, served.embedder, question, text, found)
+        answer = replace(answer, model=model.name)
+        if reason is not None:
+            yield Stopped(reason)
+            answer = replace(answer, notice=f"The answer stops here. {reason}", partial=True)
+        yield Attempt(model.name, seconds, answer.partial, all_cited(text, {each.n for each in answer.citations}))
         yield Finished(answer)
         return
-    answer = await asyncio.to_thread(supported, served.embedder, question, text, found)
     if reason is not None:
-        answer = Answer(answer.answer, answer.mode, answer.citations, f"The answer stops here. {reason}", partial=True)
+        yield Stopped(reason)
+    answer = await asyncio.to_thread(extract, served.embedder, question, found)
+    if tried:
+        because = reason or "The language model gave an empty answer."
+        answer = replace(answer, notice=f"{because} This is quoted from the sources instead.")
+    yield Token(answer.answer)
     yield Finished(answer)
 
 
-async def complete(
-    parts: Parts, question: str, filters: Filters, limit: int, history: Sequence[Message] = ()
-) -> Answer:
-    """The finished answer."""
-    async with aclosing(answering(parts, question, filters, limit, history)) as events:
+async def complete(events: AsyncGenerator[Event]) -> Answer:
+    """The finished answer of these events."""
+    async with aclosing(events):
         async for event in events:
             if isinstance(event, Finished):
                 return event.answer
@@ -376,6 +402,25 @@ def supported(embedder: Embedder, question: str, text: str, found: Sequence[Pass
         quoted.citations,
         "The model named no sources; these passages are the nearest to the question.",
     )
+
+
+def all_cited(text: str, numbers: Collection[int]) -> bool:
+    """Whether each statement of a model's text names one of these passages, within it or right after its full stop;
+    headings, code, tables and lines that announce something state nothing."""
+
+    def names(part: str) -> bool:
+        return any(int(number) in numbers for number in re.findall(r"\[(\d{1,3})\]", part))
+
+    cited: list[bool] = []
+    for span in sentences(text):
+        claim = text[span.start : span.end]
+        before = _LEADING.match(claim)
+        if before and cited and not cited[-1]:
+            cited[-1] = names(before[0])
+            claim = claim[before.end() :]
+        if span.prose and terms(_MARKER.sub("", claim)) and not claim.rstrip().endswith(":"):
+            cited.append(names(claim))
+    return bool(cited) and all(cited)
 
 
 def _best_support(question: str, claims: Iterable[str], passage: Passage) -> Span | None:

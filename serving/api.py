@@ -27,9 +27,9 @@ from corpus.embedding import EmbedderUnavailable
 from corpus.generations import GenerationMismatch
 from corpus.index import Filters, Hit, Index
 from corpus.prompts import Message
-from serving.answering import Answer, Event, Finished, Retrieved, Stopped, Token, answering, complete
+from serving.answering import Answer, Attempt, Event, Finished, Retrieved, Stopped, Token, answering, complete
 from serving.documents import Listed, Shown, listing, matching, shown
-from serving.metrics import Metrics
+from serving.metrics import Metrics, ModelFigures
 from serving.parts import Parts, Reconciled, Status, Warehouse
 from serving.retrieval import Passage, checked_question, filters_from, known_category, period, search
 
@@ -70,12 +70,14 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A question; `limit`: how many chunks the answer is made from."""
+    """A question; `limit`: how many chunks the answer is made from; `conversation`: any name of it that the client
+    makes up, so that all of its answers come from one model while a new one is tried."""
 
     question: str
     filters: Wanted = Wanted()
     limit: Annotated[int, msgspec.Meta(ge=1, le=20)] = ASK_PASSAGES
     history: tuple[Turn, ...] = ()
+    conversation: str | None = None
 
     def messages(self) -> list[Message]:
         """The earlier turns as a chat."""
@@ -192,6 +194,12 @@ class Health:
     pid: int
 
 
+class StatusAndModels(Status):
+    """`models`: by version of the language model, since the app started."""
+
+    models: dict[str, ModelFigures]
+
+
 @post(
     "/api/ask",
     status_code=200,
@@ -204,12 +212,11 @@ async def ask(data: JSONBody[Ask], request: AnyRequest, parts: Given, metrics: C
     From documents published, or without a date read, in or after `since` and in or before `until`.
     """
     question = checked_question(data.question, parts.settings.max_question_characters)
-    given = (parts, question, data.filters.filters(), data.limit, data.messages())
+    given = (parts, question, data.filters.filters(), data.limit, data.messages(), data.conversation)
+    events = counted(answering(*given), metrics)
     if "text/event-stream" in request.headers.get("accept", ""):
-        return event_stream(named_events(counted(answering(*given), metrics)))
-    answer = await unless_gone(request, complete(*given))
-    metrics.answers.labels(answer.mode).inc()
-    return Response(answer)
+        return event_stream(named_events(events))
+    return Response(await unless_gone(request, complete(events)))
 
 
 @post(
@@ -387,9 +394,10 @@ async def erase(data: JSONBody[Erasing], parts: Given) -> dict[str, Any]:
         raise NotFoundException(str(error)) from error
 
 
-@get("/api/status", summary="The parts, the counts, lag and freshness")
-async def status(parts: Given) -> Status:
-    return await asyncio.to_thread(parts.status)
+@get("/api/status", summary="The parts, the counts, lag and freshness, and how each version of the model answers")
+async def status(parts: Given, metrics: Counted) -> StatusAndModels:
+    told: Status = await asyncio.to_thread(parts.status)
+    return {**told, "models": metrics.models()}
 
 
 @get("/health/live", summary="Whether the process answers")
@@ -428,6 +436,8 @@ async def counted(events: AsyncGenerator[Event], metrics: Metrics) -> AsyncGener
                 metrics.answers.labels(event.answer.mode).inc()
             elif isinstance(event, Stopped):
                 metrics.model_failures.inc()
+            elif isinstance(event, Attempt):
+                metrics.attempted(event.model, event.seconds, failed=event.failed, supported=event.supported)
             yield event
 
 

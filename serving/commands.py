@@ -261,6 +261,8 @@ def _excerpt(text: str, question: str, width: int = 240) -> str:
 
 def _below_answer(answer: Mapping[str, Any]) -> str:
     lines = ["\n"]
+    if answer.get("model"):
+        lines.append(f"\n{faint('Answered by ' + printable(answer['model']))}\n")
     if answer.get("notice"):
         lines.append(f"\n{faint(printable(answer['notice']))}\n")
     above = None

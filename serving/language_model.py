@@ -12,7 +12,7 @@ from huggingface_hub import AsyncInferenceClient
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
 from corpus.prompts import Message
-from corpus.settings import Settings, without_password
+from corpus.settings import Settings, masked_text, without_password
 
 CONNECT_SECONDS = 5.0
 ATTEMPTS = 3
@@ -21,6 +21,8 @@ PAUSE_SECONDS = 0.3
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 # Sent where no key is set: the client would otherwise send the user's own Hugging Face token to the address.
 NO_KEY = "none"
+# Of a name, so many characters are told.
+NAME = 200
 
 
 class LanguageModelError(RuntimeError):
@@ -28,20 +30,27 @@ class LanguageModelError(RuntimeError):
 
 
 class ServedModel:
-    """A chat model behind `settings.llm_url`.
+    """A chat model behind `settings.llm_url`; `version`: the name that its answers get where it was deployed.
 
     Limits: CONNECT_SECONDS to connect, half of `settings.llm_timeout` to the first piece, all of it in all.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, version: str | None = None) -> None:
         if not settings.llm_url:
             raise ValueError("no address of a language model is set")
         self._url = settings.llm_url
         self._model = settings.llm_model or "tgi"
+        self._name = version or settings.llm_model
+        self._where = "TWIN_LLM_URL and TWIN_LLM_MODEL" if version is None else "`twin model deploy --status`"
         self._key = settings.llm_api_key or NO_KEY
         self._seconds = settings.llm_timeout
         self._max_tokens = settings.llm_max_tokens
         self._shown = without_password(settings.llm_url)
+
+    @property
+    def name(self) -> str:
+        """The version, else the model of the settings, else what the server said that it is; without any secret."""
+        return masked_text(self._name or self._model)[:NAME]
 
     async def stream(self, messages: Sequence[Message]) -> AsyncGenerator[str]:
         """The answer's pieces as they come. Retries what failed for the moment, but only before the first piece.
@@ -84,6 +93,7 @@ class ServedModel:
                     output = await anext(outputs, None)
                 if output is None:
                     break
+                self._name = self._name or output.model
                 for choice in output.choices[:1]:
                     finished = finished or choice.finish_reason is not None
                     if choice.delta.content:
@@ -100,7 +110,7 @@ class ServedModel:
             hint = {
                 401: ": check TWIN_LLM_API_KEY",
                 403: ": check TWIN_LLM_API_KEY",
-                404: ": check TWIN_LLM_URL and TWIN_LLM_MODEL",
+                404: f": check {self._where}",
             }
             return f"{where} answered {status}{hint.get(status, '')}."
         if isinstance(error, (TimeoutError, InferenceTimeoutError, httpx2.TimeoutException)):

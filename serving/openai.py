@@ -48,11 +48,15 @@ class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of a request; sampling options are the served model's own affair."""
+    """What is read of a request; sampling options are the served model's own affair.
+
+    `user`: whoever is named so is answered by one model while a new one is tried.
+    """
 
     messages: tuple[ChatMessage, ...]
     model: str = MODEL
     stream: bool = False
+    user: str | None = None
 
 
 class Complaint(TypedDict):
@@ -86,11 +90,12 @@ class Choice(TypedDict):
 
 
 class Extension(TypedDict):
-    """What an answer of the twin has beyond OpenAI's fields."""
+    """What an answer of the twin has beyond OpenAI's fields; `twin_model`: the version of the model that wrote it."""
 
     citations: tuple[Citation, ...]
     mode: Mode
     notice: str | None
+    twin_model: str | None
 
 
 class Completion(Extension):
@@ -139,14 +144,12 @@ async def chat_completions(
         for each in data.messages[:-1]
         if each.role in ("user", "assistant")
     ]
-    given = (parts, question, Filters(), ASK_PASSAGES, history)
+    events = counted(answering(parts, question, Filters(), ASK_PASSAGES, history, data.user), metrics)
     id, created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
     if data.stream:
         about = {"id": id, "created": created, "model": MODEL}
-        events = counted(answering(*given), metrics)
         return Stream(_chunks(events, about), media_type="text/event-stream", headers={"cache-control": "no-store"})
-    answer = await unless_gone(request, complete(*given))
-    metrics.answers.labels(answer.mode).inc()
+    answer = await unless_gone(request, complete(events))
     message = SaidMessage(role="assistant", content=answer.answer)
     choice = Choice(index=0, message=message, finish_reason=_finish_reason(answer), logprobs=None)
     completion = Completion(
@@ -182,7 +185,7 @@ def _finish_reason(answer: Answer) -> Literal["stop", "length"]:
 
 
 def _extension(answer: Answer) -> Extension:
-    return Extension(citations=answer.citations, mode=answer.mode, notice=answer.notice)
+    return Extension(citations=answer.citations, mode=answer.mode, notice=answer.notice, twin_model=answer.model)
 
 
 @get("/v1/models", summary="The one model that there is to talk to")

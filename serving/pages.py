@@ -156,8 +156,8 @@ async def chat(
     if question is not None:
         try:
             asked = checked_question(question, parts.settings.max_question_characters)
-            answer = await unless_gone(request, complete(parts, asked, filters_from(**chosen), ASK_PASSAGES))
-            metrics.answers.labels(answer.mode).inc()
+            events = counted(answering(parts, asked, filters_from(**chosen), ASK_PASSAGES), metrics)
+            answer = await unless_gone(request, complete(events))
             turn = turn_html(asked, answer)
         except (InvalidQuestion, ConnectionError) as error:
             problem = str(error)
@@ -172,7 +172,7 @@ async def chat(
         problem=problem,
         question=question if problem and question else "",
         counts=counts,
-        generates=parts.language_model is not None,
+        generates=parts.choose_model(None, ()) is not None,
         chosen=chosen,
         categories=sorted(str(getattr(each, "value", each)) for each in RECIPES),
         maximum=parts.settings.max_question_characters,
@@ -183,7 +183,7 @@ async def chat(
 async def ask(data: JSONBody[Ask], parts: Given, metrics: Counted) -> Stream:
     """The events of an answer for the page's script; the last carries the finished turn as HTML."""
     question = checked_question(data.question, parts.settings.max_question_characters)
-    events = answering(parts, question, data.filters.filters(), data.limit, data.messages())
+    events = answering(parts, question, data.filters.filters(), data.limit, data.messages(), data.conversation)
     return event_stream(_page_events(question, counted(events, metrics)))
 
 

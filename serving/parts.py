@@ -34,9 +34,22 @@ class Warehouse(Protocol):
 
 
 class LanguageModel(Protocol):
-    """A chat model by address: `stream` yields pieces of text; raises `serving.language_model.LanguageModelError`."""
+    """A chat model by address: `stream` yields pieces of text; raises `serving.language_model.LanguageModelError`.
+
+    `name`: the version that its answers name; asked for after an answer, as its server may be who tells it.
+    """
+
+    @property
+    def name(self) -> str: ...
 
     def stream(self, messages: Sequence[Message]) -> AsyncGenerator[str]: ...
+
+
+class Choose(Protocol):
+    """The model that gives the next answer of this conversation (None: of none that is known), after those that were
+    `tried` for it said nothing. None: there is no other, and the answer is quoted. Does not block."""
+
+    def __call__(self, conversation: str | None, tried: Sequence[LanguageModel]) -> LanguageModel | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,19 +143,20 @@ class Reconciled(TypedDict):
 class Parts:
     """The dependencies of the app.
 
-    `served`: the generation that is live at this moment; `status`: what `twin status` shows; `reconcile`: compare
-    warehouse and index now, answering what was done; `verify`: the same for every point, answering a report;
-    `verified`: the last such report of everything; `reindex` and its like: what becomes of the generations; `erase`:
-    remove documents for good, answering a receipt, and `to_erase` what would go; `checks`: by part name, a function
-    that raises when that part is not ready (the index is always checked); `registry`: where the dataflow registers
-    metrics of its own before the app starts. All functions may block: they run in threads.
+    `served`: the generation that is live at this moment; `choose_model`: the language model that answers; `status`:
+    what `twin status` shows; `reconcile`: compare warehouse and index now, answering what was done; `verify`: the same
+    for every point, answering a report; `verified`: the last such report of everything; `reindex` and its like: what
+    becomes of the generations; `erase`: remove documents for good, answering a receipt, and `to_erase` what would go;
+    `checks`: by part name, a function that raises when that part is not ready (the index is always checked);
+    `registry`: where the dataflow registers metrics of its own before the app starts. All functions but `served` and
+    `choose_model` may block: they run in threads.
     """
 
     settings: Settings
     served: Callable[[], Served]
     warehouse: Warehouse
     status: Callable[[], Status]
-    language_model: LanguageModel | None = None
+    choose_model: Choose = lambda conversation, tried: None
     reconcile: Callable[[], Reconciled] | None = None
     verify: Verify | None = None
     verified: Callable[[], Mapping[str, Any] | None] = lambda: None

@@ -13,6 +13,8 @@ const stop = form.querySelector(".stop");
 const hint = content.querySelector(".hint");
 const narrow = matchMedia("(max-width: 900px)");
 const history = [];
+// Also where the page comes over plain HTTP, which has no crypto.randomUUID.
+const conversation = Array.from(crypto.getRandomValues(new Uint32Array(4)), (n) => n.toString(36)).join("-");
 let running = null;
 let opened = null;
 
@@ -68,7 +70,7 @@ async function ask(question) {
     const response = await fetch("/ask", {
       method: "POST",
       headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
-      body: JSON.stringify({ question, filters, history: history.slice(-3) }),
+      body: JSON.stringify({ question, filters, history: history.slice(-3), conversation }),
       signal: running.signal,
     });
     if (!response.ok) throw new Error(await refusal(response));

@@ -9,6 +9,7 @@ import re
 import uuid
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -194,7 +195,12 @@ class Library:
         before = self.index.kept.get(id) or Record(document_id=id, seen=2, title=stamp.title)
         self.index.put(replace(before, failure=Failure(2, "clean", reason, stamp.content_hash)))
 
-    def parts(self, settings: Settings | None = None, **more: Any) -> Parts:
+    def parts(
+        self, settings: Settings | None = None, *, language_model: LanguageModel | None = None, **more: Any
+    ) -> Parts:
+        """The parts of an app; `language_model`: the only one that there is to choose."""
+        if language_model is not None:
+            more["choose_model"] = lambda conversation, tried: None if tried else language_model
         return Parts(
             settings=settings or Settings(),
             served=lambda: Served(self.index, self.embedder),
@@ -256,7 +262,8 @@ class ChatServer:
     """A chat-completions server: `pieces` are sent one event each; what it was asked is kept in `requests`.
 
     `statuses`: answered before anything else, one a request; `breaks_after`: pieces after which it hangs up; `silent`:
-    accepts and never answers; `pause`: seconds before each piece.
+    accepts and never answers, but hangs up once it `leaves`; `pause`: seconds before each piece; `name`: what it calls
+    its model; `asked`: it was.
     """
 
     pieces: Sequence[str] = ("The tide rises by four metres [1].",)
@@ -264,6 +271,9 @@ class ChatServer:
     breaks_after: int | None = None
     silent: bool = False
     pause: float = 0.0
+    name: str = "fake"
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    leaves: asyncio.Event = field(default_factory=asyncio.Event)
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
@@ -280,8 +290,12 @@ class ChatServer:
             headers = {k.lower(): v for k, v in re.findall(r"^([\w-]+): (.*?)\r$", head, re.MULTILINE)}
             self.headers.append({"": head.split("\r\n")[0], **headers})
             self.requests.append(json.loads(await reader.readexactly(int(headers["content-length"]))))
+            self.asked.set()
             if self.silent:
-                await reader.read()
+                gone = asyncio.ensure_future(reader.read()), asyncio.ensure_future(self.leaves.wait())
+                await asyncio.wait(gone, return_when=asyncio.FIRST_COMPLETED)
+                for each in gone:
+                    each.cancel()
                 return
             if self.statuses:
                 writer.write(
@@ -303,20 +317,32 @@ class ChatServer:
 
     async def _event(self, writer: asyncio.StreamWriter, text: str, finish: str | None) -> None:
         choice = {"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": finish}
-        body = {"id": "1", "created": 1, "model": "fake", "object": "chat.completion.chunk", "choices": [choice]}
+        body = {"id": "1", "created": 1, "model": self.name, "object": "chat.completion.chunk", "choices": [choice]}
         writer.write(f"data: {json.dumps(body)}\n\n".encode())
         await writer.drain()
         self.sent += 1
 
 
-@pytest.fixture
-async def chat_server() -> AsyncIterator[ChatServer]:
-    server = ChatServer()
+@asynccontextmanager
+async def serving(server: ChatServer) -> AsyncIterator[ChatServer]:
+    """The server at a port of its own, until it is left."""
     listening = await asyncio.start_server(server.answer, "127.0.0.1", 0)
     server.port = listening.sockets[0].getsockname()[1]
     yield server
     listening.close()
     listening.close_clients() if hasattr(listening, "close_clients") else None
+
+
+@pytest.fixture
+async def chat_server() -> AsyncIterator[ChatServer]:
+    async with serving(ChatServer()) as server:
+        yield server
+
+
+@pytest.fixture
+async def second_chat_server() -> AsyncIterator[ChatServer]:
+    async with serving(ChatServer()) as server:
+        yield server
 
 
 @dataclass
@@ -326,6 +352,7 @@ class ScriptedModel:
     pieces: Sequence[str]
     failure: Exception | None = None
     asked: list[Any] = field(default_factory=list)
+    name: str = "scripted-1"
 
     async def stream(self, messages: Any) -> Any:
         self.asked.append(messages)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serving.answering import checked
+from serving.answering import all_cited, checked
 
 TEXT = st.lists(
     st.sampled_from(
@@ -48,6 +48,24 @@ def passed_on(pieces: Sequence[str], highest: int = 3) -> list[str]:
 )
 def test_only_numbers_of_passages_remain(said: str, shown: str) -> None:
     assert "".join(passed_on([said])) == shown
+
+
+@pytest.mark.parametrize(
+    ("said", "supported"),
+    [
+        ("The tide rises [1]. It falls [2].", True),
+        ("The tide rises. [1] It falls. [2]", True),
+        ("[1] The tide rises.\n\n[2] It falls.", True),
+        ("# Tides\n\nThere are two:\n\n- it rises [1]\n- it falls [2]", True),
+        ("The tide rises [1]. It falls.", False),
+        ("The tide rises. It falls [2].", False),
+        ("The tide rises [3].", False),
+        ("I do not know.", False),
+        ("", False),
+    ],
+)
+def test_an_answer_is_supported_if_each_of_its_statements_names_a_passage(said: str, supported: bool) -> None:
+    assert all_cited(said, {1, 2}) is supported
 
 
 @given(TEXT, st.data())

@@ -61,6 +61,7 @@ class PacedModel:
     def __init__(self, pieces: list[str], pause: float = 0.0, failure: Exception | None = None) -> None:
         self.pieces, self.pause, self.failure = pieces, pause, failure
         self.ended = threading.Event()
+        self.name = "paced-1"
 
     async def stream(self, messages: Any) -> Any:
         try:
@@ -168,6 +169,7 @@ def test_a_stream_is_shown_as_it_comes_and_then_rendered(harbour: Any, show: Any
     assert one(page, ".stop").is_displayed()
     one(page, ".marker")
     assert one(page, ".answer strong").text == "rises"
+    assert text(page, ".answer + .model") == "Answered by paced-1"
     assert "[9]" not in text(page, ".answer")
     assert not one(page, ".stop").is_displayed()
 

@@ -87,6 +87,22 @@ def test_ask_prints_the_answer_and_then_its_sources(settings: Settings, capsys: 
     assert answer["citations"]
 
 
+def test_ask_names_the_model_that_answered_and_none_for_quotations(
+    settings: Settings, harbour: Any, scripted: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert twin(settings, "ask", "zqbacedi") == 0
+    assert "Answered by" not in capsys.readouterr().out
+    model = scripted(["The tide rises [1]."], name="twin-3\x1b[31m")
+    with running(create_app(harbour.parts(language_model=model)), free_port()) as address:
+        written = Settings(home=settings.home, app_url=address)
+        assert twin(written, "ask", "zqbacedi") == 0
+        out = capsys.readouterr().out
+        assert twin(written, "ask", "zqbacedi", "--json") == 0
+        answer = json.loads(capsys.readouterr().out)
+    assert out.startswith("The tide rises [1].\n\nAnswered by twin-3[31m\n\n[1] Notes on harbours")
+    assert (answer["mode"], answer["model"]) == ("generated", "twin-3\x1b[31m")
+
+
 def test_the_address_of_a_document_that_is_quoted_twice_is_printed_once(
     settings: Settings, harbour: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -402,6 +418,8 @@ def test_a_client_that_hangs_up_ends_the_models_work(harbour: Any, scripted: Cal
     ended = threading.Event()
 
     class Endless:
+        name = "endless-1"
+
         async def stream(self, messages: Any) -> Any:
             try:
                 while True:

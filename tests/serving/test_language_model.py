@@ -38,6 +38,24 @@ async def test_pieces_come_in_order_and_the_server_gets_model_and_limit(chat_ser
     assert chat_server.headers[0][""] == "POST /v1/chat/completions HTTP/1.1"
 
 
+async def test_the_model_is_called_what_the_settings_say_else_what_its_server_says(chat_server: Any) -> None:
+    named, unnamed = model(chat_server.url), ServedModel(Settings(llm_url=chat_server.url))
+    deployed = ServedModel(Settings(llm_url=chat_server.url, llm_model="/models/7"), "twin-7")
+    before = unnamed.name
+    for served in (named, unnamed, deployed):
+        await said(served)
+    assert (before, named.name, unnamed.name, deployed.name) == ("tgi", "tiny", "fake", "twin-7")
+    assert [request["model"] for request in chat_server.requests] == ["tiny", "tgi", "/models/7"]
+
+
+async def test_a_name_never_holds_a_password(chat_server: Any) -> None:
+    chat_server.name = "http://user:very-secret@models.example.org/tide" + "x" * 1000
+    unnamed = ServedModel(Settings(llm_url=chat_server.url))
+    await said(unnamed)
+    assert unnamed.name.startswith("http://***@models.example.org/tide")
+    assert len(unnamed.name) == 200
+
+
 async def test_no_other_host_is_asked_and_no_token_of_the_users_own_is_sent(
     chat_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +87,12 @@ async def test_a_refusal_is_not_tried_again_and_says_what_to_check(chat_server: 
         await said(model(chat_server.url, llm_api_key="very-secret"))
     assert "very-secret" not in str(raised.value)
     assert len(chat_server.requests) == 1
+
+
+async def test_a_deployed_model_that_is_not_there_says_where_to_look(chat_server: Any) -> None:
+    chat_server.statuses = [404]
+    with pytest.raises(LanguageModelError, match="answered 404: check `twin model deploy --status`"):
+        await said(ServedModel(Settings(llm_url=chat_server.url, llm_model="tiny"), "twin-7"))
 
 
 async def test_after_the_first_word_nothing_is_tried_again(chat_server: Any) -> None:

@@ -124,6 +124,13 @@ def test_quotations_of_one_document_are_told_apart(library: Any) -> None:
     assert "<q>The zqtwo queue was quite" in "".join(rows)
 
 
+def test_the_model_that_wrote_an_answer_is_named_below_it_and_none_is_for_quotations() -> None:
+    written = turn_html("How?", Answer("So.", "generated", (), model="<twin-3>"))
+    quoted = turn_html("How?", Answer("“So.” [1]", "extractive", ()))
+    assert re.search(r'So\.</p>\s*</div>\s*<p class="model">Answered by &lt;twin-3&gt;</p>', written)
+    assert "Answered by" not in quoted
+
+
 def test_a_row_of_a_source_shows_words_without_marks() -> None:
     quote = "**Set** `limit`, and call f(**given, **more)."
     citation = Citation(1, "id", "chunk", 1, "Tea", "https://example.org/tea", "Ada", (), quote, 0, len(quote))
