@@ -69,6 +69,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     generation_retention: Annotated[float, msgspec.Meta(ge=0)] = 7 * 86_400.0
     # What 95 % of changes are to stay below, from the source's commit to searchable.
     freshness_objective: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    # Where training runs and models are told of: an MLflow server, or (None) a database in the home.
+    mlflow_uri: str | None = None
+    # What a model must reach to be approved: a file of rules, or (None) those that come with the program.
+    release_rules: Path | None = None
     # Where a trace of each change is sent: a collector that speaks OTLP over HTTP.
     otlp_url: str | None = None
 
@@ -77,12 +81,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.home / "logs"
 
     @property
+    def datasets_directory(self) -> Path:
+        return self.home / "datasets"
+
+    @property
+    def feature_documents_topic(self) -> str:
+        return f"{self.topic_prefix}.features.documents"
+
+    @property
     def dead_letters_topic(self) -> str:
         return f"{self.topic_prefix}.dead-letters"
 
 
 SECRETS = frozenset({"qdrant_api_key", "llm_api_key", "api_keys"})
-URLS = dict.fromkeys(("connect_url", "qdrant_url", "app_url", "llm_url", "otlp_url"), ("http", "https"))
+URLS = dict.fromkeys(("connect_url", "qdrant_url", "app_url", "llm_url", "mlflow_uri", "otlp_url"), ("http", "https"))
 # By setting: the schemes that its address may have; "" is an address without one.
 SCHEMES = {**URLS, "mongodb_uri": ("mongodb", "mongodb+srv"), "kafka_bootstrap_servers": ("", "plaintext")}
 HOST = r"(?:[\w.%-]+|\[[\da-f:.%]+\])"

@@ -1,8 +1,9 @@
 """The warehouse: every document as it was crawled, in MongoDB. The one place that reads and writes its collections.
 
 Collections of the database: `documents`, `authors`, `crawls` (one record a run), `watermarks` (marks that `twin wait`
-follows through the log), `erasures` (what was erased, as ids alone) and `warehouse` (the identity of this very
-warehouse).
+follows through the log), `erasures` (what was erased, as ids alone), `warehouse` (the identity of this very
+warehouse); `datasets` and `models` (what was built, by which recipe and from which documents), `written` (what language
+models wrote for datasets, which a rebuild takes from here) and `feedback` (what people said of answers).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import msgspec
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pymongo.collection import Collection
 
 T = TypeVar("T")
+BuiltKind = Literal["datasets", "models"]
 BATCH = 200
 BATCH_BYTES = 8_000_000
 ATTEMPTS = 3
@@ -241,6 +243,26 @@ class Warehouse:
 
         return {name: self._asked(partial(built, name)) for name in ("datasets", "models")}
 
+    def built(self, kind: BuiltKind, id: str | None = None) -> list[dict[str, Any]]:
+        """The records of data sets or models, or that with this id, newest first."""
+        found = self._found_in(kind, {} if id is None else {"_id": id})
+        return sorted(found, key=lambda record: (str(record.get("created_at")), str(record["_id"])), reverse=True)
+
+    def written(self, model: str) -> dict[str, dict[str, Any]]:
+        """All that this language model wrote for datasets, by the keys of its requests."""
+        return {str(record.pop("_id")): record for record in self._found_in("written", {"model": model})}
+
+    def feedback(self) -> list[dict[str, Any]]:
+        """What people said of answers, by its id."""
+        return sorted(self._found_in("feedback"), key=lambda record: str(record["_id"]))
+
+    def count_told(self, ids: Sequence[str]) -> int:
+        """How many texts language models wrote from these documents, and people about answers that rest on them."""
+        return sum(
+            int(self._asked(partial(self._database[name].count_documents, condition)))
+            for name, condition in _told_of(ids).items()
+        )
+
     def erasures(self, condition: Mapping[str, Any]) -> list[Erasure]:
         """The erasures for which this holds, oldest first."""
         found = [
@@ -306,6 +328,26 @@ class Warehouse:
         del record["id"]
         kept = self._database.get_collection("erasures", write_concern=WriteConcern("majority", j=True))
         self._asked(lambda: kept.replace_one({"_id": erasure.id}, record, upsert=True))
+
+    def record_built(self, kind: BuiltKind, record: Mapping[str, Any]) -> None:
+        """Write the record of a data set or a model, or its newer state; `_id` is its id, `document_ids` what it was
+        made from."""
+        self._asked(lambda: self._database[kind].replace_one({"_id": record["_id"]}, dict(record), upsert=True))
+
+    def record_told(self, name: Literal["written", "feedback"], records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep what language models wrote, by the keys of their requests, or what people said, by the ids of that."""
+        from pymongo import ReplaceOne
+
+        writes = [ReplaceOne({"_id": key}, {"_id": key, **record}, upsert=True) for key, record in records.items()]
+        for part in batches(writes, BATCH):
+            self._asked(partial(self._database[name].bulk_write, part, ordered=False))
+
+    def delete_told(self, ids: Sequence[str]) -> int:
+        """Delete what `count_told` counts; how many texts."""
+        return sum(
+            int(self._asked(partial(self._database[name].delete_many, condition)).deleted_count)
+            for name, condition in _told_of(ids).items()
+        )
 
     def delete_authors(self, ids: Sequence[str]) -> int:
         """Delete the records of those of these authors who have no document left; how many there were."""
@@ -388,6 +430,12 @@ class Warehouse:
         except PyMongoError as error:
             told = (getattr(error, "details", None) or {}).get("errmsg") or str(error)
             raise WarehouseUnavailable(f"MongoDB at {self._address} refused: {told[:300]}") from error
+
+
+def _told_of(ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By collection, the condition for what was written from these documents or said about them."""
+    wanted = {"$in": list(ids)}
+    return {"written": {"document_id": wanted}, "feedback": {"citations.document_id": wanted}}
 
 
 def refusal(document: Document) -> str | None:

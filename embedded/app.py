@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from corpus.agreement import Disagreement
 from corpus.documents import ORDER_BITS
+from corpus.history import History, HistoryUnavailable
 from corpus.index import QdrantIndex
 from corpus.settings import Settings, running_addresses
 from embedded.home import renew_log
@@ -30,6 +31,7 @@ from streaming.reconcile import Repaired, disagreement, missed, reenter
 from streaming.tracing import Traces
 from streaming.verify import NotApplied, Report, Verification, described, summary
 from streaming.waiting import TimedOut, Wait
+from training.recording import Recorder, Strays, open_recorder
 
 if TYPE_CHECKING:
     from bytewax.dataflow import Dataflow
@@ -44,6 +46,7 @@ CONNECTOR_INTERVAL = 5.0
 WAREHOUSE_INTERVAL = 1.0
 TOMBSTONE_INTERVAL = 3600.0
 GENERATIONS_INTERVAL = 1.0
+HISTORY_INTERVAL = 5.0
 # For changes under way to be applied, before a verification looks again.
 SETTLE_SECONDS = 30.0
 # For the whole warehouse to be read again into a log that was started anew.
@@ -77,6 +80,7 @@ class Stream:
     erasing: tuple[str, str] | None = None
     _verifying: threading.Lock = field(default_factory=threading.Lock)
     traces: Traces | None = None
+    recorder: Recorder | None = None
     _erasing: threading.Lock = field(default_factory=threading.Lock)
     _told: str = ""
 
@@ -217,6 +221,7 @@ class Stream:
             events=self._erasures_topic(),
             settle=self._settle_all,
             renew=self._renew_log,
+            history=self._whole_history,
         )
 
         def went_on(step: str) -> None:
@@ -229,7 +234,7 @@ class Stream:
             if erasure.state != "done" and not receipt["left"]:
                 self.progress.count(documents_erased=len(erasure.document_ids))
             return receipt
-        except (NotApplied, LogFailed) as error:
+        except (NotApplied, LogFailed, HistoryUnavailable) as error:
             raise ConnectionError(f"erasure {erasure.id} is not finished and goes on by itself: {error}") from error
         finally:
             self.erasing = None
@@ -238,6 +243,13 @@ class Stream:
         """Return when all that was acknowledged is applied to each generation. Raises NotApplied."""
         for stream in (self, *self.others()):
             stream.settle(ERASE_SETTLE_SECONDS)
+
+    def _whole_history(self) -> History:
+        """The document history with all that downstream was told. Raises FeaturesUnavailable or HistoryUnavailable."""
+        if self.recorder is None:
+            self.recorder = open_recorder(self.settings)
+        self.recorder.catch_up()
+        return self.recorder.history
 
     def _erasures_topic(self) -> str:
         from ingestion.topics import topics
@@ -370,6 +382,27 @@ class Reconciler:
         self._suspects = found
 
 
+class Chronicle:
+    """Notes the end of documents that the history holds and nobody else does: the log lost the message that told it."""
+
+    def __init__(self, generations: Generations, recorder: Recorder) -> None:
+        self._generations, self._recorder = generations, recorder
+        self._strays = Strays()
+
+    def look(self) -> None:
+        stream = self._generations.live
+        quiet = stream.progress.lag() == 0 and self._recorder.behind == 0
+        live = self._recorder.live()
+        index: set[str] | None = None
+        if quiet:
+            same = len(live) == stream.index.counts().documents
+            index = live if same else {record.document_id for record in stream.index.scan()}
+        gone = self._strays.found(live, index)
+        if gone:
+            noted = self._recorder.end(gone, datetime.now(UTC))
+            logger.warning("%d documents ended without a message, and the history notes it", noted)
+
+
 def revive_connector(connect_url: str, stream: Stream) -> None:
     """Start the connector at Connect again if it gave up, as it does when MongoDB was away for long."""
     from ingestion.capture import connector_name, connector_status, restart
@@ -381,8 +414,8 @@ def revive_connector(connect_url: str, stream: Stream) -> None:
         restart(connect_url, name)
 
 
-def keep_complete(generations: Generations, stack: ExitStack) -> None:
-    """Start what keeps the generations of a running dataflow complete; `stack` ends it."""
+def keep_complete(generations: Generations, recorder: Recorder, stack: ExitStack) -> None:
+    """Start what keeps the generations of a running dataflow, and the document history, complete; `stack` ends it."""
     settings = generations.settings
 
     def each(do: Callable[[Stream], object]) -> None:
@@ -393,6 +426,9 @@ def keep_complete(generations: Generations, stack: ExitStack) -> None:
         if generations.live.frozen is None:
             generations.live.verify(repair=True)
 
+    # The history is followed without an end, which the others are not.
+    ended = threading.Event()
+    stack.callback(ended.set)
     watches = [
         Repeated("reconcile", Reconciler(lambda: generations.live).look, settings.reconcile_interval),
         Repeated("reconcile beside", Reconciler(lambda: generations.beside).look, settings.reconcile_interval),
@@ -400,6 +436,8 @@ def keep_complete(generations: Generations, stack: ExitStack) -> None:
         Repeated("verify", verify, settings.verify_interval),
         Repeated("erasures", generations.finish_erasures, ERASE_INTERVAL, at_once=True),
         Repeated("tombstones", partial(each, Stream.forget_tombstones), TOMBSTONE_INTERVAL),
+        Repeated("history", partial(recorder.run, ended), HISTORY_INTERVAL, at_once=True),
+        Repeated("history's strays", Chronicle(generations, recorder).look, settings.reconcile_interval),
     ]
     if settings.connect_url is not None:
         url = settings.connect_url
@@ -431,7 +469,8 @@ def serve(settings: Settings, port: int, *, with_stream: bool) -> None:
     with ExitStack() as stack:
         warehouse = connect(settings)
         stack.callback(warehouse.close)
-        generations = Generations(settings, warehouse, streaming=with_stream)
+        recorder = open_recorder(settings)
+        generations = Generations(settings, warehouse, streaming=with_stream, recorder=recorder)
         stack.callback(generations.close)
         generations.open()
         watch = Repeated("generations", generations.look, GENERATIONS_INTERVAL)
@@ -441,7 +480,7 @@ def serve(settings: Settings, port: int, *, with_stream: bool) -> None:
         probe = _probe(generations, stack) if settings.kafka_bootstrap_servers is not None else None
         checks = {}
         if with_stream:
-            keep_complete(generations, stack)
+            keep_complete(generations, recorder, stack)
             checks["stream"] = lambda: _must_run(progress)
         registry = CollectorRegistry()
         registry.register(StreamMetrics(progress, lambda: generations.live.verified, probe))
@@ -507,7 +546,8 @@ def follow(settings: Settings, workers: int, metrics_port: int | None = None) ->
     with ExitStack() as stack:
         warehouse = connect(settings)
         stack.callback(warehouse.close)
-        generations = Generations(settings, warehouse, workers=workers)
+        recorder = open_recorder(settings)
+        generations = Generations(settings, warehouse, workers=workers, recorder=recorder)
         stack.callback(generations.close)
         ended = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -521,5 +561,5 @@ def follow(settings: Settings, workers: int, metrics_port: int | None = None) ->
         watch = Repeated("generations", generations.look, GENERATIONS_INTERVAL)
         stack.callback(watch.stop)
         watch.start()
-        keep_complete(generations, stack)
+        keep_complete(generations, recorder, stack)
         ended.wait()

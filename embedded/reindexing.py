@@ -46,6 +46,7 @@ from streaming.reconcile import TOGETHER, disagreement
 from streaming.runner import DataflowRunner
 from streaming.tracing import open_traces
 from streaming.verify import NotApplied, Report, summary
+from training.recording import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,6 +122,7 @@ class Generations:
         *,
         streaming: bool = True,
         workers: int = 1,
+        recorder: Recorder | None = None,
         aliases: Aliases | None = None,
         load: Callable[[Settings], Embedder] = load_embedder,
         stream: Callable[..., Stream] = Stream,
@@ -130,6 +132,7 @@ class Generations:
         self.settings = settings
         self.progress = Progress(delays=Delays(settings.freshness_objective))
         self._warehouse, self._streaming, self._workers = warehouse, streaming, workers
+        self._recorder = recorder
         self._aliases = aliases or aliases_of(settings)
         self._load, self._stream, self._runner, self._hand_over = load, stream, runner, handed_over
         self._acting, self._closed = threading.RLock(), threading.Event()
@@ -341,6 +344,7 @@ class Generations:
             term=generation.term,
             frozen=frozen,
             traces=self._traces if live else None,
+            recorder=self._recorder,
         )
         if live:
             stream.others = lambda: [beside] if (beside := self.beside) is not None else []

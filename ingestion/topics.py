@@ -46,7 +46,7 @@ def topics(settings: Settings) -> Topics:
         documents=f"{prefix}.{database}.{DOCUMENTS}",
         watermarks=f"{prefix}.{database}.{WATERMARKS}",
         heartbeat=f"__debezium-heartbeat.{prefix}",
-        feature_documents=f"{prefix}.features.documents",
+        feature_documents=settings.feature_documents_topic,
         feature_chunks=f"{prefix}.features.chunks",
         dead_letters=settings.dead_letters_topic,
         erasures=f"{prefix}.features.erasures",

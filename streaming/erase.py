@@ -6,7 +6,9 @@ What is to go is written down first, as ids alone, so an erasure that a crash br
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +29,7 @@ from streaming.changes import document_of_key
 from streaming.clients import LogFailed, consumer, noting, partitions_of, producer
 
 if TYPE_CHECKING:
+    from corpus.history import History
     from corpus.settings import Settings
     from streaming.log import Log
 
@@ -48,7 +51,9 @@ DOING = {
     "index": "the generations that are not in use",
     "generations": "tombstones for the log",
     "tombstones": "the warehouse's history",
-    "history": "the log is started anew",
+    "history": "former versions in the document history",
+    "versions": "datasets, and what models and people wrote for them",
+    "datasets": "the log is started anew",
     "log": "telling downstream",
     "events": "the logs of the parts",
     "files": "every place is looked at",
@@ -78,7 +83,8 @@ class Reach:
     """What an erasure works on. `indexes`: every generation that this process has open.
 
     `settle`: returns when all that was acknowledged is applied, or raises NotApplied; `renew`: start the log anew if it
-    is one in memory, and say whether it was; `events`: the topic that tells downstream.
+    is one in memory, and say whether it was; `events`: the topic that tells downstream; `history`: the document history
+    with all that the topics told until now.
     """
 
     settings: Settings
@@ -88,6 +94,7 @@ class Reach:
     events: str
     settle: Callable[[], None]
     renew: Callable[[], bool]
+    history: Callable[[], History]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +155,7 @@ def finish(reach: Reach, erasure: Erasure, went_on: Callable[[str], None] = lamb
         *_warehouse_places(reach, erasure, kinds),
         *_index_places(reach, erasure, kinds),
         *_log_places(reach, erasure, kinds),
+        *_history_places(reach, erasure),
         *_file_places(reach, erasure, kinds),
     ]
     left = sum(place.left or 0 for place in places)
@@ -192,6 +200,10 @@ def _carry_out(reach: Reach, erasure: Erasure, went_on: Callable[[str], None]) -
     went_on("tombstones")
     erasure = noted({"history": reach.warehouse.former_versions(ids, forget=True) or 0})
     went_on("history")
+    erasure = noted({"versions": reach.history().erase(_meant(erasure))})
+    went_on("versions")
+    erasure = noted({**_delete_datasets(reach, ids), "told": reach.warehouse.delete_told(ids)})
+    went_on("datasets")
     renewed = reach.renew()
     if renewed:
         reach.settle()
@@ -201,6 +213,48 @@ def _carry_out(reach: Reach, erasure: Erasure, went_on: Callable[[str], None]) -
     erasure = noted({"logs": _empty(reach.settings.log_directory)}, renewed=renewed)
     went_on("files")
     return erasure
+
+
+def _meant(erasure: Erasure) -> Callable[[str, datetime], bool]:
+    """Whether a version of a document, known by id and when it was read, is what was to be erased."""
+    ids, postdated = set(erasure.document_ids), set(erasure.postdated)
+    return lambda id, read: id in ids and (read <= erasure.erased_at or (id, read) in postdated)
+
+
+def _dataset_folders(reach: Reach, ids: Sequence[str]) -> list[Path]:
+    """Where samples of these documents lie: the files of every dataset that was built from one of them."""
+    stale = reach.warehouse.built_from(ids)["datasets"]
+    return [folder for id in stale if (folder := reach.settings.datasets_directory / id).is_dir()]
+
+
+class _Evaluated(msgspec.Struct):
+    """What an evaluation says of the dataset that its samples are of."""
+
+    dataset: str = ""
+
+
+def _evaluations(reach: Reach, ids: Sequence[str]) -> list[Path]:
+    """Evaluations of models in this home that quote these documents, as their own files and as copies for MLflow."""
+    stale = set(reach.warehouse.built_from(ids)["datasets"])
+    found: list[Path] = []
+    for path in reach.settings.home.rglob("evaluation.json") if stale else ():
+        with suppress(OSError, msgspec.DecodeError):
+            if msgspec.json.decode(path.read_bytes(), type=_Evaluated).dataset in stale:
+                found.append(path)
+    return found
+
+
+def _delete_datasets(reach: Reach, ids: Sequence[str]) -> dict[str, int]:
+    """Delete the files of datasets that hold these documents, and of evaluations that quote them; how many of each.
+    Their records stay, which have no word of them."""
+    folders, evaluations = _dataset_folders(reach, ids), _evaluations(reach, ids)
+    for path in evaluations:
+        for report in path.parent.glob("*.html"):
+            report.unlink()
+        path.unlink()
+    for folder in folders:
+        shutil.rmtree(folder)
+    return {"datasets": len(folders), "evaluations": len(evaluations)}
 
 
 def _opened(reach: Reach) -> set[str]:
@@ -240,8 +294,8 @@ class _Kinds:
 
 def _kinds(warehouse: Warehouse, erasure: Erasure) -> _Kinds:
     read = {stamp.id: stamp.crawled_at for stamp in warehouse.stamps(erasure.document_ids)}
-    meant = set(erasure.postdated)
-    former = {id for id, moment in read.items() if moment <= erasure.erased_at or (id, moment) in meant}
+    meant = _meant(erasure)
+    former = {id for id, moment in read.items() if meant(id, moment)}
     return _Kinds(
         former=sorted(former),
         again=sorted(set(read) - former),
@@ -459,6 +513,8 @@ def _warehouse_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator
         else "not checked: MongoDB's oplog keeps deleted documents for its own retention (`rs.printReplicationInfo()`)"
     )
     yield Place("warehouse: history", found["history"], versions, check)
+    check = "what language models wrote for datasets and people said of answers, counted by document"
+    yield Place("warehouse: written and feedback", found["told"], reach.warehouse.count_told(kinds.gone), check)
 
 
 def _index_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Place]:
@@ -508,10 +564,21 @@ def _log_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Place
         yield Place(f"log: {topic}", erasure.found[name], left, check)
 
 
+def _history_places(reach: Reach, erasure: Erasure) -> Iterator[Place]:
+    left = reach.history().count(_meant(erasure))
+    check = "versions counted by document in the history of this home; its files were written anew"
+    yield Place("history: versions", erasure.found["versions"], left, check)
+
+
 def _file_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Place]:
     files = (path for path in reach.settings.log_directory.glob("*") if path.is_file())
     logs = sum(_names(path.read_bytes(), kinds.gone) for path in files)
     capture = int(_names(_said(reach.settings.home / "capture"), kinds.gone))
+    check = "the datasets that were built from the documents; their records say what they were"
+    stale = len(_dataset_folders(reach, kinds.gone))
+    yield Place("files: datasets", erasure.found["datasets"], stale, check)
+    quoting = len(_evaluations(reach, kinds.gone))
+    yield Place("files: evaluations", erasure.found["evaluations"], quoting, "known by the dataset that they are of")
     yield Place("files: logs", erasure.found["logs"], logs, "emptied, then read for the ids")
     yield Place("files: capture", 0, capture, "the reason in its status, read for the ids; the rest is a position")
 

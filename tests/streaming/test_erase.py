@@ -14,6 +14,7 @@ import pytest
 from bson import Decimal128, MinKey
 
 from corpus.documents import Document
+from corpus.history import History, Told, open_history
 from corpus.index import QdrantIndex, open_index
 from corpus.settings import Settings, load
 from corpus.warehouse import Warehouse, connect
@@ -26,8 +27,8 @@ from tests.streaming.samples import WordEmbedder, article, deleted, document, up
 MARKER = "zqmarkerzq"
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 STEPS = (
-    *("names", "documents", "authors", "applied", "index", "generations", "tombstones", "history", "log", "events"),
-    "files",
+    *("names", "documents", "authors", "applied", "index", "generations", "tombstones", "history"),
+    *("versions", "datasets", "log", "events", "files"),
 )
 
 
@@ -85,6 +86,7 @@ class System:
     index: QdrantIndex
     embedder: WordEmbedder
     log: Topics
+    history: History
     renewable: bool = False
     indexed: set[str] = field(default_factory=set)
     version: int = 1 << 40
@@ -93,11 +95,26 @@ class System:
         self.warehouse.save(documents)
         self.version += 1
         index_batch([upserted(one, self.version) for one in documents], self.index, self.embedder)
+        at = NOW - timedelta(days=1)
+        told = [Told(document_id=one.id, at=at, state=state(one)) for one in documents]
+        self.history.record(told, {}, self.history.held())
         for one in documents:
             self.indexed.add(one.id)
             for topic in ("documents", "chunks"):
                 self.log.produce("", [(topic, one.id.encode(), one.text.encode())])
             self.log.produce("", [("changes", changed(one.id), one.text.encode())])
+
+    def build_dataset(self, id: str, *documents: str) -> None:
+        """A dataset with its files, whose samples hold the marker if Mallory's document is among them."""
+        self.warehouse.record_built("datasets", {"_id": id, "document_ids": list(documents)})
+        folder = self.home / "datasets" / id
+        folder.mkdir(parents=True)
+        text = MARKER if MALLORYS[0].id in documents else "of others"
+        (folder / "train.parquet").write_text(text)
+        evaluation = self.home / "runs" / f"on {id}" / "evaluation"
+        evaluation.mkdir(parents=True)
+        (evaluation / "evaluation.json").write_text(json.dumps({"dataset": id, "samples": [text]}))
+        (evaluation / "report.html").write_text(text)
 
     def settle(self) -> None:
         """What the dataflow does: documents that the warehouse has no more leave the index and the features."""
@@ -107,6 +124,7 @@ class System:
             index_batch([deleted(replace(document("x", "x"), id=id), self.version)], self.index, self.embedder)
             messages = [("documents", id.encode(), None), ("chunks", id.encode(), None), ("changes", changed(id), None)]
             self.log.produce("", messages)
+            self.history.record([Told(document_id=id, at=NOW, state=None)], {}, self.history.held())
         self.indexed &= present
 
     def renew(self) -> bool:
@@ -118,7 +136,9 @@ class System:
     def reach(self) -> erase.Reach:
         log = Log("", "changes", "documents", "chunks", "letters", "index", lambda: "")
         settings = load({"TWIN_HOME": str(self.home)})
-        return erase.Reach(settings, self.warehouse, (self.index,), log, "erasures", self.settle, self.renew)
+        return erase.Reach(
+            settings, self.warehouse, (self.index,), log, "erasures", self.settle, self.renew, lambda: self.history
+        )
 
     def chosen(self, *documents: Document, author: str | None = None) -> erase.Chosen:
         return erase.choose(self.warehouse, self.index, [one.id for one in documents], author)
@@ -141,6 +161,16 @@ def changed(id: str) -> bytes:
     return json.dumps({"id": json.dumps(id)}).encode()
 
 
+def state(document: Document) -> dict[str, Any]:
+    """What downstream is told of a document."""
+    return {
+        **{name: getattr(document, name) for name in ("category", "platform", "author_id", "url", "title", "text")},
+        **{"author": document.author_name, "version": 1, "generation": "words-1", "language": None},
+        **{"published_at": None, "crawled_at": document.crawled_at.isoformat(), "crawl_id": document.crawl_id},
+        "content_hash": document.content_hash,
+    }
+
+
 def by(author: str, name: str, text: str) -> Document:
     return replace(document(name, text), author_name=author, author_id=f"id of {author}")
 
@@ -156,11 +186,16 @@ def system(tmp_path: Path, mongodb_uri: str, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "app.log").write_text(f"could not read {MARKER}\n")
     with connect(Settings(mongodb_uri=mongodb_uri, database=f"test-{uuid.uuid4()}")) as warehouse:
-        found = System(tmp_path, warehouse, index, embedder, log)
+        found = System(tmp_path, warehouse, index, embedder, log, open_history(load({"TWIN_HOME": str(tmp_path)})))
         found.save(by("Ada", "alpha", article(["zqalpha"])), by("Ada", "bravo", article(["zqbravo"])))
         found.save(MALLORYS[0], MALLORYS[1])
         letter = json.dumps({"document_id": MALLORYS[1].id, "value": MARKER}).encode()
         log.produce("", [("letters", b"changes/0/7", letter), ("letters", b"changes/0/8", b'{"document_id":null}')])
+        found.build_dataset("mixed", MALLORYS[0].id, "another")
+        found.build_dataset("other", "another")
+        warehouse.record_told("written", {"key": {"document_id": MALLORYS[1].id, "text": MARKER}})
+        said = {"citations": [{"document_id": MALLORYS[0].id}], "answer": MARKER}
+        warehouse.record_told("feedback", {"by a person": said, "of others": {"citations": []}})
         warehouse.record_crawl({"_id": "1", "sources": [MALLORYS[0].url, "notes"], "author": "Mallory", "failed": []})
         yield found
     index.close()
@@ -190,13 +225,17 @@ def is_erased(system: System, receipt: dict[str, Any]) -> None:
     assert set(told) == {one.id for one in MALLORYS}
     assert all(event["erasure_id"] == receipt["erasure_id"] for event in told.values())
     assert system.warehouse.erasures({"state": "open"}) == []
+    assert (found["history: versions"], found["files: datasets"], found["files: evaluations"]) == (4, 1, 1)
+    assert found["warehouse: written and feedback"] == 2
+    assert {version.author for version in system.history.documents()} == {"Ada"}
+    assert [path.name for path in (system.home / "datasets").iterdir()] == ["other"]
 
 
 @pytest.mark.parametrize("renewable", [False, True], ids=["a log that stays", "a log in memory"])
 def test_everything_of_an_author_goes_and_the_other_stays(system: System, renewable: bool) -> None:
     system.renewable = renewable
     assert {name.split("/")[0] for name in system.holding()} == {
-        *("index", "logs", "documents", "chunks", "changes", "letters")
+        *("index", "logs", "history", "datasets", "runs", "documents", "chunks", "changes", "letters")
     }
 
     receipt = erase.finish(system.reach, system.begun(author=" mallory "))
@@ -398,14 +437,11 @@ def test_an_author_is_found_by_id_and_by_name(system: System) -> None:
 
 def test_data_sets_and_models_made_from_the_documents_are_stale(system: System) -> None:
     made = system.warehouse._database
-    made["datasets"].insert_many(
-        [{"_id": "old", "document_ids": [MALLORYS[0].id, "another"]}, {"_id": "other", "document_ids": ["another"]}]
-    )
     made["models"].insert_one({"_id": "of old", "document_ids": [MALLORYS[0].id]})
 
     receipt = erase.finish(system.reach, system.begun(author="Mallory"))
 
-    assert receipt["stale"] == {"datasets": ["old"], "models": ["of old"]}
+    assert receipt["stale"] == {"datasets": ["mixed"], "models": ["of old"]}
 
 
 def test_the_record_of_an_erasure_names_nothing_but_ids(system: System) -> None:

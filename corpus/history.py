@@ -1,0 +1,300 @@
+"""The document history: every cleaned version of every document, in an append-only Delta Lake table.
+
+A row is one version as downstream was told of it, or the end of a document. `sequence` numbers the rows in the order in
+which they were recorded, so what the history said at any time can be read again whatever is recorded later; erasing a
+document takes its rows out of the files as well. Every commit carries its last number as a Delta transaction, so of two
+writers that start from the same state one is refused, and nothing is recorded twice.
+Source: the Delta transaction protocol, "Transaction Identifiers"; `deltalake`'s own documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from deltalake import CommitProperties, DeltaTable
+
+    from corpus.settings import Settings
+
+WRITER = "sequence"
+# A commit makes a file; so many are joined to one, and what a reader may still have open is kept for this long.
+FILES_TOGETHER, READERS_HOURS = 100, 1
+TEXTS_TOGETHER = 500
+NEVER = "1970-01-01T00:00:00+00:00"
+
+
+class HistoryUnavailable(RuntimeError):
+    """The history cannot be read or written; the message says what to do."""
+
+
+class Overtaken(RuntimeError):
+    """Another process recorded something meanwhile; read again where it is and go on from there."""
+
+
+class DocumentVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """One cleaned version of a document, as the feature topic told it (docs/contracts/features.documents.v1.json).
+
+    `sequence`: its place in the history, rising without regard to documents; `recorded_at`: when the topic took it;
+    `text`: the cleaned text; dates are ISO 8601 in UTC.
+    """
+
+    document_id: str
+    version: int
+    sequence: int
+    recorded_at: str
+    generation: str
+    category: str
+    platform: str
+    author: str
+    author_id: str
+    url: str
+    title: str
+    language: str | None
+    published_at: str | None
+    crawled_at: str
+    crawl_id: str
+    content_hash: str
+    text: str
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What the topic said of a document at `at`: its whole state, or (`state` is None) that it is gone."""
+
+    document_id: str
+    at: datetime
+    state: Mapping[str, Any] | None
+
+
+class Held(msgspec.Struct, frozen=True):
+    """The newest row of a document, without its text; `version` counts from the source, `gone`: it ended there."""
+
+    sequence: int
+    version: int
+    generation: str
+    content_hash: str
+    gone: bool
+
+
+def open_history(settings: Settings) -> History:
+    """The history of this home; its table is made if there is none. Raises HistoryUnavailable."""
+    from deltalake import DeltaTable
+
+    path = settings.home / "history"
+    with _translated(path):
+        if not DeltaTable.is_deltatable(str(path)):
+            path.mkdir(parents=True, exist_ok=True)
+            # Statistics would put the first words of titles and ids into the log, which outlives what they are of.
+            DeltaTable.create(
+                str(path),
+                schema=_schema(),
+                mode="ignore",
+                name="document history",
+                configuration={
+                    "delta.dataSkippingStatsColumns": "sequence",
+                    "delta.logRetentionDuration": "interval 0 days",
+                    "delta.deletedFileRetentionDuration": f"interval {READERS_HOURS} hours",
+                },
+            )
+        return History(path, DeltaTable(str(path)))
+
+
+class History:
+    """An open history. Every method raises HistoryUnavailable when its files cannot be read or written."""
+
+    def __init__(self, path: Path, table: DeltaTable) -> None:
+        self._path, self._table = path, table
+
+    def refresh(self) -> None:
+        """See what other processes recorded."""
+        with _translated(self._path):
+            self._table.update_incremental()
+
+    def last(self) -> int:
+        """The number of the newest row; 0 where nothing was ever recorded."""
+        return max(0, self._table.transaction_version(WRITER) or 0)
+
+    def position(self, source: str) -> int | None:
+        """How far this source was recorded; None where it never was."""
+        found = self._table.transaction_version(source)
+        return None if found is None else int(found)
+
+    def held(self) -> dict[str, Held]:
+        """The newest row of every document."""
+        rows = self._read(["document_id", "sequence", "version", "generation", "content_hash", "gone"])
+        newest: dict[str, Held] = {}
+        for row in sorted(rows, key=lambda row: row["sequence"]):
+            id = row.pop("document_id")
+            newest[id] = Held(**row)
+        return newest
+
+    def record(self, told: Sequence[Told], positions: Mapping[str, int], held: dict[str, Held]) -> int:
+        """Append what is new among what was told, in order, and how far each source has come; the number of rows.
+
+        `held` is what `held()` said, and follows. A state that is the newest already is not recorded again.
+        Raises Overtaken.
+        """
+        from deltalake import CommitProperties, Transaction
+
+        rows, following = _new_rows(told, held, self.last())
+        last = self.last() + len(rows)
+        marks = [Transaction(WRITER, last), *(Transaction(name, at) for name, at in positions.items())]
+        self._append(rows, CommitProperties(app_transactions=marks))
+        held.update(following)
+        if len(self._table.file_uris()) >= FILES_TOGETHER:
+            self._tidy(READERS_HOURS)
+        return len(rows)
+
+    def documents(
+        self, *, as_of: datetime | None = None, sequence: int | None = None, generation: str | None = None
+    ) -> list[DocumentVersion]:
+        """The documents as they were at a time, by id: of each the newest version that was told until `as_of` and
+        recorded up to `sequence`, unless it was gone by then.
+
+        `generation`: of these recipes alone; None: of those that made the newest row.
+        """
+        rows = self._read(["document_id", "sequence", "recorded_at", "generation", "gone"])
+        rows = [
+            row
+            for row in rows
+            if (sequence is None or row["sequence"] <= sequence) and (as_of is None or row["recorded_at"] <= as_of)
+        ]
+        rows.sort(key=lambda row: row["sequence"])
+        generation = generation or next((row["generation"] for row in reversed(rows) if not row["gone"]), "")
+        newest: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            if row["gone"] or row["generation"] == generation:
+                newest[row["document_id"]] = row
+        wanted = sorted(row["sequence"] for row in newest.values() if not row["gone"])
+        return sorted(self._versions(wanted), key=lambda version: version.document_id)
+
+    def count(self, meant: Callable[[str, datetime], bool]) -> int:
+        """How many rows are meant, by the document's id and when it was read; the end of a document is of 1970."""
+        self.refresh()
+        return len(self._meant(meant))
+
+    def erase(self, meant: Callable[[str, datetime], bool]) -> int:
+        """Take the rows that are meant out of the files for good; how many there were.
+
+        Whoever reads older files at this moment fails, and reads again.
+        """
+        self.refresh()
+        found = self._meant(meant)
+        if found:
+            with _translated(self._path):
+                self._table.delete(f"sequence in ({', '.join(map(str, found))})")
+        # Also what an attempt that a crash broke off left behind.
+        self._tidy(0)
+        return len(found)
+
+    def _meant(self, meant: Callable[[str, datetime], bool]) -> list[int]:
+        rows = self._read(["document_id", "sequence", "crawled_at"])
+        return [row["sequence"] for row in rows if meant(row["document_id"], datetime.fromisoformat(row["crawled_at"]))]
+
+    def _append(self, rows: Sequence[Mapping[str, Any]], properties: CommitProperties) -> None:
+        import pyarrow as pa
+        from deltalake import write_deltalake
+        from deltalake.exceptions import CommitFailedError
+
+        table = pa.Table.from_pylist(list(rows), schema=_schema())
+        with _translated(self._path):
+            try:
+                write_deltalake(self._table, table, mode="append", commit_properties=properties)
+            except CommitFailedError as error:
+                self._table.update_incremental()
+                raise Overtaken("another process recorded something meanwhile") from error
+            self._table.update_incremental()
+
+    def _tidy(self, hours: int) -> None:
+        """Join the files, and remove those that nothing needs any more and the log's entries of them."""
+        with _translated(self._path):
+            self._table.optimize.compact()
+            self._table.vacuum(retention_hours=hours, enforce_retention_duration=False, dry_run=False)
+            self._table.create_checkpoint()
+            self._table.cleanup_metadata()
+            self._table.update_incremental()
+
+    def _read(self, columns: list[str]) -> list[dict[str, Any]]:
+        with _translated(self._path):
+            rows: list[dict[str, Any]] = self._table.to_pyarrow_table(columns=columns).to_pylist()
+        return rows
+
+    def _versions(self, sequences: Sequence[int]) -> Iterator[DocumentVersion]:
+        import pyarrow.dataset as ds
+
+        with _translated(self._path):
+            dataset = self._table.to_pyarrow_dataset()
+            for batch in dataset.to_batches(
+                filter=ds.field("sequence").isin(list(sequences)), batch_size=TEXTS_TOGETHER
+            ):
+                for row in batch.to_pylist():
+                    del row["gone"]
+                    row["recorded_at"] = row["recorded_at"].isoformat()
+                    yield DocumentVersion(**row)
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    kinds = {
+        "version": pa.int64(),
+        "sequence": pa.int64(),
+        "recorded_at": pa.timestamp("us", "UTC"),
+        "text": pa.large_string(),
+    }
+    fields = [pa.field(name, kinds.get(name, pa.string())) for name in DocumentVersion.__struct_fields__]
+    return pa.schema([*fields, pa.field("gone", pa.bool_())])
+
+
+def _new_rows(
+    told: Sequence[Told], held: Mapping[str, Held], last: int
+) -> tuple[list[dict[str, Any]], dict[str, Held]]:
+    """The rows that say something new, and what is the newest of their documents then."""
+    rows: list[dict[str, Any]] = []
+    following: dict[str, Held] = {}
+    for each in told:
+        id, state = each.document_id, each.state
+        known = following.get(id) or held.get(id)
+        if state is None:
+            if known is None or known.gone:
+                continue
+            new = Held(last + len(rows) + 1, known.version, known.generation, "", True)
+            fields: Mapping[str, Any] = {"crawled_at": NEVER}
+        else:
+            new = Held(last + len(rows) + 1, state["version"], state["generation"], state["content_hash"], False)
+            if known is not None and msgspec.structs.replace(new, sequence=known.sequence) == known:
+                continue
+            fields = state
+        empty = dict.fromkeys(DocumentVersion.__struct_fields__, "")
+        row = {**empty, "language": None, "published_at": None, **fields}
+        rows.append(
+            {
+                **{name: row[name] for name in empty},
+                "document_id": id,
+                "version": new.version,
+                "generation": new.generation,
+                "sequence": new.sequence,
+                "recorded_at": each.at.astimezone(UTC),
+                "gone": new.gone,
+            }
+        )
+        following[id] = new
+    return rows, following
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    from deltalake.exceptions import DeltaError
+
+    try:
+        yield
+    except (DeltaError, OSError) as error:
+        raise HistoryUnavailable(
+            f"the document history in {path} cannot be used ({str(error)[:200]}): check the disk's space and rights"
+        ) from error

@@ -1,0 +1,179 @@
+"""The history follows the topic of cleaned documents: each message once, whatever stops and starts again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+
+from corpus.history import open_history
+from corpus.settings import load
+from training.recording import Features, FeaturesUnavailable, Recorder, Strays
+
+TOPIC = "twin.features.documents"
+
+
+class Broker:
+    """A broker within this process, to which documents are told."""
+
+    def __init__(self) -> None:
+        self._host = Producer({"bootstrap.servers": "", "test.mock.num.brokers": 1, "log_level": 0})
+        # Asking for a topic makes it, with four partitions.
+        (broker,) = self._host.list_topics(TOPIC, timeout=10).brokers.values()
+        self.bootstrap = f"{broker.host}:{broker.port}"
+        self._outlet = Producer({"bootstrap.servers": self.bootstrap, "log_level": 0})
+
+    def tell(self, id: str, text: str | None, version: int = 1) -> None:
+        self.send(id, None if text is None else json.dumps(state(id, text, version)).encode())
+
+    def send(self, id: str, value: bytes | None) -> None:
+        self._outlet.produce(TOPIC, value, id.encode())
+        self._outlet.flush()
+
+
+def state(id: str, text: str, version: int) -> dict[str, Any]:
+    named = ("category", "platform", "author", "author_id", "url", "title", "crawl_id")
+    return {
+        **dict.fromkeys(named, "x"),
+        "document_id": id,
+        "version": version,
+        "language": None,
+        "published_at": None,
+        "generation": "g1",
+        "crawled_at": "2026-06-01T00:00:00Z",
+        "content_hash": f"hash of {text}",
+        "text": text,
+        "new field": 1,
+    }
+
+
+@pytest.fixture(scope="module")
+def brokers() -> list[Broker]:
+    """Those that were started, which must outlive their clients."""
+    return []
+
+
+@pytest.fixture
+def broker(brokers: list[Broker]) -> Broker:
+    brokers.append(Broker())
+    return brokers[-1]
+
+
+@pytest.fixture
+def recorder_of(tmp_path: Path) -> Callable[..., Recorder]:
+    def made(broker: Broker, life: str = "first") -> Recorder:
+        return Recorder(
+            Features(broker.bootstrap, TOPIC, lambda: life), open_history(load({"TWIN_HOME": str(tmp_path)}))
+        )
+
+    return made
+
+
+def texts(recorder: Recorder) -> dict[str, str]:
+    recorder.history.refresh()
+    return {each.document_id: each.text for each in recorder.history.documents()}
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.05)
+
+
+def test_all_that_was_told_is_recorded_once(broker: Broker, recorder_of: Callable[..., Recorder]) -> None:
+    for id, text, version in (("a", "one", 1), ("b", "bee", 1), ("a", "two", 2)):
+        broker.tell(id, text, version)
+    broker.tell("b", None)
+
+    assert recorder_of(broker).catch_up() == 4
+    assert texts(recorder_of(broker)) == {"a": "two"}
+    # Another process looks again.
+    assert recorder_of(broker).catch_up() == 0
+    broker.tell("a", "three", 3)
+    assert recorder_of(broker).catch_up() == 1
+    assert texts(recorder_of(broker)) == {"a": "three"}
+
+
+def test_it_goes_on_while_it_runs_beside_one_that_catches_up(
+    broker: Broker, recorder_of: Callable[..., Recorder]
+) -> None:
+    recorder, stop = recorder_of(broker), threading.Event()
+    thread = threading.Thread(target=recorder.run, args=(stop,))
+    thread.start()
+    try:
+        for version in range(1, 13):
+            broker.tell("a", f"text {version}", version)
+            if version % 5 == 0:
+                # As an erasure does in the app, and a build of a dataset in a process of its own.
+                recorder.catch_up()
+                recorder_of(broker).catch_up()
+        until(lambda: texts(recorder) == {"a": "text 12"} and recorder.behind == 0)
+    finally:
+        stop.set()
+        thread.join()
+
+    assert recorder.history.last() == 12
+
+
+def test_a_log_that_was_started_anew_is_read_from_its_start_and_what_it_tells_again_is_known(
+    brokers: list[Broker], broker: Broker, recorder_of: Callable[..., Recorder]
+) -> None:
+    for number in range(5):
+        broker.tell(f"d{number}", "text")
+    recorder_of(broker).catch_up()
+    brokers.append(Broker())
+    anew = brokers[-1]
+    anew.tell("d0", "text")
+    anew.tell("d1", "edited meanwhile", 2)
+
+    assert recorder_of(anew, "second").catch_up() == 1
+    assert texts(recorder_of(anew, "second"))["d1"] == "edited meanwhile"
+
+
+def test_a_message_that_is_no_document_holds_nothing_up(
+    broker: Broker, recorder_of: Callable[..., Recorder], caplog: pytest.LogCaptureFixture
+) -> None:
+    for value in (b"{", b"[]", b'{"document_id": "a"}', b"\xff"):
+        broker.send("a", value)
+    broker.tell("a", "one")
+
+    with caplog.at_level(logging.WARNING):
+        assert recorder_of(broker).catch_up() == 1
+    assert caplog.text.count("is no document and is passed over") == 4
+
+
+def test_a_log_that_is_away_is_told(
+    broker: Broker, recorder_of: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.recording.ASK_SECONDS", 0.5)
+    recorder = recorder_of(broker)
+    away = Recorder(Features("127.0.0.1:9", TOPIC, lambda: "first"), recorder.history)
+
+    with pytest.raises(FeaturesUnavailable, match="twin status"):
+        away.catch_up()
+
+
+def test_the_end_of_a_document_that_no_message_tells_is_noted_when_it_is_certain(
+    broker: Broker, recorder_of: Callable[..., Recorder]
+) -> None:
+    broker.tell("a", "one")
+    broker.tell("b", "bee")
+    recorder, strays = recorder_of(broker), Strays()
+    recorder.catch_up()
+
+    assert strays.found(recorder.live(), {"a"}) == set()
+    assert strays.found(recorder.live(), None) == set()
+    assert strays.found(recorder.live(), {"a"}) == set()
+    certain = strays.found(recorder.live(), {"a"})
+
+    assert (certain, recorder.end(certain, datetime.now(UTC))) == ({"b"}, 1)
+    assert texts(recorder) == {"a": "one"}
