@@ -1,0 +1,300 @@
+"""Dataset versions: named by their samples, built again from their records, and never of what was erased."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pyarrow.feather as feather
+import pyarrow.parquet as parquet
+import pytest
+
+from corpus.history import DocumentVersion, History, Told, open_history
+from corpus.settings import Settings, load
+from corpus.warehouse import Erasure, Warehouse, connect
+from tests.training.texts import article, module
+from training import exporting
+from training.building import Recipe
+from training.datasets import CannotRebuild, InvalidRecipe, Record, Store, UnknownDataset, difference, read_recipe
+from training.instructions import METHODS, Made
+from training.preferences import NotFeedback
+from training.wordsmith import Request
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+DOCUMENTS = [*map(article, range(8)), *map(module, range(4))]
+FEEDBACK = {
+    "at": "2026-06-01T10:00:00Z",
+    "author": "Ada",
+    "answer": "It was grey and it rained for most of the day, as it does.",
+    "model": "twin-1",
+    "verdict": "edit",
+}
+
+
+@dataclass
+class Home:
+    """A home with a history, a warehouse of its own, and a clock."""
+
+    settings: Settings
+    warehouse: Warehouse
+    history: History
+    now: datetime = NOW
+
+    @property
+    def store(self) -> Store:
+        return Store(self.settings, self.warehouse, self.history, now=lambda: self.now)
+
+    def tell(self, *documents: DocumentVersion) -> None:
+        self.now += timedelta(minutes=1)
+        states = [{**msgspec.structs.asdict(each), "crawled_at": self.now.isoformat()} for each in documents]
+        told = [Told(document_id=each["document_id"], at=self.now, state=each) for each in states]
+        self.history.record(told, {}, self.history.held())
+
+    def erase(self, *ids: str) -> None:
+        self.now += timedelta(minutes=1)
+        erasure = Erasure(id=str(uuid.uuid4()), document_ids=ids, author_ids=(), erased_at=self.now)
+        self.warehouse.record_erasure(erasure)
+        self.history.erase(lambda id, read: id in ids)
+
+    def build(self, recipe: Recipe | None = None, **more: object) -> Record:
+        self.now += timedelta(minutes=1)
+        return self.store.build(recipe or Recipe(), name="ours", **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def home(tmp_path: Path, mongodb_uri: str) -> Iterator[Home]:
+    settings = load({"TWIN_HOME": str(tmp_path), "TWIN_MONGODB_URI": mongodb_uri})
+    settings = msgspec.structs.replace(settings, database=f"test-{uuid.uuid4()}")
+    with connect(settings) as warehouse:
+        made = Home(settings, warehouse, open_history(settings))
+        made.tell(*DOCUMENTS)
+        yield made
+
+
+class Echo:
+    """A model that answers with the question and a number that rises with every request that it is sent."""
+
+    name = "echo"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def write(self, requests: Sequence[Request]) -> list[str | None]:
+        self.asked += len(requests)
+        return [f"I would say this much about it, for the time being: number {self.asked}" for _ in requests]
+
+
+def test_a_version_is_named_by_its_samples_and_lies_there_whole(home: Home) -> None:
+    record = home.build()
+
+    assert record.id == f"instructions-{record.hash[:12]}"
+    samples = home.store.samples(record)
+    assert {split: len(found) for split, found in samples.items()} == record.splits
+    assert set(record.document_ids) == {sample.document_id for found in samples.values() for sample in found}
+    assert [(each.document_id, each.version) for each in record.documents] == [
+        (each.document_id, each.version) for each in sorted(DOCUMENTS, key=lambda each: each.document_id)
+    ]
+    folder = home.store.folder(record)
+    assert msgspec.json.decode((folder / "record.json").read_bytes(), type=Record) == record
+    assert record.hash in (folder / "README.md").read_text()
+    assert [path.name for path in folder.parent.iterdir()] == [record.id]
+
+
+def test_the_same_documents_and_recipe_are_the_same_version(home: Home) -> None:
+    first = home.build()
+    again = home.build()
+
+    assert again == first
+    assert home.store.records() == [first]
+
+
+def test_an_old_version_is_built_again_after_edits_with_the_same_hash(home: Home) -> None:
+    old = home.build()
+    files = {path.name: path.read_bytes() for path in home.store.folder(old).iterdir()}
+    home.tell(article(1, version=2, seed=1), article(99))
+    home.now += timedelta(minutes=1)
+    home.history.record([Told(document_id="doc-002", at=home.now, state=None)], {}, home.history.held())
+    new = home.build()
+    assert new.hash != old.hash
+    for path in home.store.folder(old).iterdir():
+        path.unlink()
+
+    assert home.store.rebuild(old.id) == old
+
+    assert {path.name: path.read_bytes() for path in home.store.folder(old).iterdir()} == files
+    assert home.store.rebuild(new.id).hash == new.hash
+
+
+def test_documents_are_taken_as_they_were_at_a_time(home: Home) -> None:
+    before = home.now
+    old = home.build()
+    home.tell(article(1, version=2, seed=1))
+
+    assert home.build(as_of=before).id == old.id
+    assert home.build().id != old.id
+
+
+def test_a_version_with_an_erased_document_is_refused_and_the_others_are_not(home: Home) -> None:
+    others = home.build(Recipe(categories=("code",)))
+    record = home.build()
+    home.erase("doc-003")
+
+    with pytest.raises(CannotRebuild, match=r"rests on document doc-003, which was erased for good on 2026-06-01"):
+        home.store.rebuild(record.id)
+
+    assert home.store.state(record) == "erased"
+    assert home.store.rebuild(others.id) == others
+    new = home.build()
+    assert "doc-003" not in new.document_ids
+    assert home.store.rebuild(new.id) == new
+
+
+def test_a_document_erased_while_a_version_was_built_is_in_none(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training import datasets
+
+    whole = datasets.write_folder
+
+    def meanwhile(*arguments: object) -> None:
+        home.erase("doc-003")
+        whole(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(datasets, "write_folder", meanwhile)
+
+    with pytest.raises(CannotRebuild, match="doc-003"):
+        home.build()
+    assert list(home.settings.datasets_directory.iterdir()) == []
+
+
+def test_what_a_model_wrote_is_asked_once_and_a_rebuild_asks_nothing(home: Home) -> None:
+    model = Echo()
+    recipe = Recipe(kind="preferences", wordsmith="echo", size=20)
+    record = home.build(recipe, wordsmith=model)
+    asked = model.asked
+    assert asked == 20
+
+    assert home.build(recipe, wordsmith=model).id == record.id
+    assert home.store.rebuild(record.id).hash == record.hash
+    assert model.asked == asked
+    # The words of the model go with their document.
+    home.warehouse.delete_told([record.document_ids[0]])
+    with pytest.raises(LookupError, match="not in the record"):
+        home.store.rebuild(record.id)
+
+
+def test_a_program_that_makes_other_samples_says_so(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = home.build()
+    makes = METHODS["code"]
+    monkeypatch.setitem(METHODS, "code", lambda *of: Made(makes(*of).samples[1:], Counter()))
+
+    with pytest.raises(CannotRebuild, match="the program that makes samples has changed"):
+        home.store.rebuild(record.id)
+
+
+def test_an_evaluation_set_is_kept_out_and_may_not_change(home: Home) -> None:
+    from training.datasets import evaluation_sets
+
+    asked_before = home.build()
+    sample = home.store.samples(asked_before)["train"][0]
+    folder = home.settings.home / "evaluation"
+    folder.mkdir()
+    (folder / "mine.jsonl").write_text(json.dumps({"question": "What?", "answer": sample.answer}) + "\n")  # type: ignore[union-attr]
+    recipe = Recipe(evaluation_sets=evaluation_sets(home.settings))
+
+    record = home.build(recipe)
+
+    assert sum(record.splits.values()) == sum(asked_before.splits.values()) - 1
+    (folder / "mine.jsonl").write_text("{}\n")
+    with pytest.raises(CannotRebuild, match="the evaluation set mine has changed"):
+        home.store.rebuild(record.id)
+
+
+def test_what_people_said_becomes_preferences(home: Home, tmp_path: Path) -> None:
+    file = tmp_path / "feedback.jsonl"
+    rows = [
+        {**FEEDBACK, "feedback_id": f"f{n}", "question": f"How was the weather on day {n}?", "edited": edited}
+        for n, edited in enumerate(
+            ["Wet, all day long, and cold by the evening.", "Dry and bright until the storm came."]
+        )
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    ids = home.store.take_in(file)
+    record = home.build(Recipe(kind="preferences", feedback=ids, validation=0, test=0))
+
+    assert (ids, record.splits["train"], record.document_ids) == (("f0", "f1"), 2, ())
+    assert home.store.rebuild(record.id) == record
+    file.write_text('{"feedback_id": "f2"}\n')
+    with pytest.raises(NotFeedback, match="line 1"):
+        home.store.take_in(file)
+
+
+def test_a_version_is_found_by_id_beginning_and_name(home: Home) -> None:
+    first, second = home.build(), home.build(Recipe(categories=("code",)))
+
+    assert home.store.record("ours") == second
+    assert home.store.record(first.id[:18]) == first
+    with pytest.raises(UnknownDataset, match="give more of it"):
+        home.store.record("instructions-")
+    with pytest.raises(UnknownDataset, match="twin dataset list"):
+        home.store.record("nobody's")
+
+
+def test_two_versions_are_compared(home: Home) -> None:
+    one = home.build()
+    home.tell(article(1, version=2, seed=1), article(50))
+    other = home.build(Recipe(seed=8))
+
+    found = difference(one, other, {each.id: home.store.samples(each) for each in (one, other)})
+
+    assert found["documents"] == {"added": ["doc-050"], "removed": [], "changed": ["doc-001"]}
+    assert found["recipe"] == {"seed": [7, 8]}
+    assert sum(counts["added"] for counts in found["samples"].values()) > 0
+
+
+@pytest.mark.parametrize("format", ["parquet", "arrow", "jsonl"])
+def test_an_export_holds_every_sample(home: Home, tmp_path: Path, format: exporting.Format) -> None:
+    record = home.build()
+
+    exporting.export(home.store.folder(record), record, tmp_path / "out", format)
+
+    path = tmp_path / "out" / f"train.{format}"
+    rows = {
+        "parquet": lambda: parquet.read_table(path).to_pylist(),
+        "arrow": lambda: feather.read_table(path).to_pylist(),
+        "jsonl": lambda: [json.loads(line) for line in path.read_text().splitlines()],
+    }[format]()
+    expected = [sample.answer for sample in home.store.samples(record)["train"]]  # type: ignore[union-attr]
+    assert [row["answer"] for row in rows] == expected
+    assert f"train.{format}" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(exporting.CannotExport, match="not empty"):
+        exporting.export(home.store.folder(record), record, tmp_path / "out", format)
+
+
+def test_files_that_are_gone_are_built_again_from_the_record(home: Home) -> None:
+    record = home.build()
+    for path in sorted(home.store.folder(record).iterdir()):
+        path.unlink()
+
+    with pytest.raises(UnknownDataset, match=f"--from {record.id}"):
+        home.store.folder(record)
+    home.store.rebuild(record.id)
+    assert parquet.read_table(home.store.folder(record) / "train.parquet").schema.field("version").type == pa.int64()
+
+
+def test_a_recipe_is_read_as_the_card_shows_it_and_a_wrong_one_names_what_is_wrong(home: Home, tmp_path: Path) -> None:
+    record = home.build(Recipe(size=20, categories=("code",)))
+    shown = (home.store.folder(record) / "README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(shown)
+    assert read_recipe(file) == record.recipe
+
+    file.write_text("sise: 20\n")
+    with pytest.raises(InvalidRecipe, match="sise"):
+        read_recipe(file)
