@@ -1,0 +1,134 @@
+"""What a training run takes in: a dataset version, and a model that is on this machine. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from training.configuration import TrainingConfiguration
+
+Kind = Literal["instructions", "preferences"]
+# Of each kind, the columns that training reads: what is asked, then the answers.
+COLUMNS: dict[Kind, tuple[str, ...]] = {
+    "instructions": ("instruction", "answer"),
+    "preferences": ("prompt", "chosen", "rejected"),
+}
+
+
+class UnusableInput(RuntimeError):
+    """A dataset or a model that this run cannot take; the message says why, and what to do."""
+
+
+class AnotherGeneration(UnusableInput):
+    """The dataset was made of another generation of the features than the one in use."""
+
+
+class DatasetVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run needs to know of a dataset version's `record.json`; `splits`: rows by name."""
+
+    id: str
+    kind: Kind
+    generation: str
+    splits: Mapping[str, int]
+    document_ids: tuple[str, ...] = ()
+    folder: str = ""
+
+
+def dataset_version(reference: str, datasets: Path, kind: Kind, generation: str | None = None) -> DatasetVersion:
+    """The dataset version that `reference` names: a folder, or an id in the folder `datasets`.
+
+    `generation`: the one that it must be of, None for any. Raises UnusableInput and AnotherGeneration.
+    """
+    # The beginning of an id is enough where it is of one alone.
+    alike = sorted(datasets.glob(f"{glob.escape(reference)}*/record.json"))
+    places = (Path(reference), datasets / reference, *(path.parent for path in alike if len(alike) == 1))
+    folder = next((place for place in places if (place / "record.json").exists()), None)
+    if folder is None:
+        raise UnusableInput(f"there is no dataset {reference}, here or in {datasets}: `twin dataset list` shows them")
+    try:
+        version = msgspec.json.decode((folder / "record.json").read_bytes(), type=DatasetVersion)
+    except (OSError, msgspec.DecodeError) as error:
+        raise UnusableInput(f"{folder / 'record.json'} is not a dataset's record ({error}): build it anew") from error
+    if version.kind != kind:
+        needed = {"instructions": "SFT trains on instructions", "preferences": "DPO trains on preferences"}
+        raise UnusableInput(f"dataset {version.id} holds {version.kind}; {needed[kind]}: name a dataset of these")
+    if generation is not None and version.generation != generation:
+        raise AnotherGeneration(
+            f"dataset {version.id} was made of generation {version.generation}, and {generation} is in use: "
+            "build it anew (twin dataset build), or name the generation that is meant (--generation)"
+        )
+    return msgspec.structs.replace(version, folder=str(folder))
+
+
+def rows(version: DatasetVersion, split: str) -> list[dict[str, str]]:
+    """The rows of a split, only the columns that are trained on; [] of a split that the version was made without.
+
+    Raises UnusableInput.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    path = Path(version.folder) / f"{split}.parquet"
+    if not version.splits.get(split):
+        return []
+    columns = list(COLUMNS[version.kind])
+    try:
+        table = parquet.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise UnusableInput(f"{path} cannot be read ({error}): rebuild dataset {version.id}") from error
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise UnusableInput(f"{path} has no column {', '.join(missing)}: rebuild dataset {version.id}")
+    if table.num_rows != version.splits[split]:
+        told = f"{path} has {table.num_rows} rows, and its record says {version.splits[split]}"
+        raise UnusableInput(f"{told}: rebuild dataset {version.id}")
+    found: list[dict[str, str]] = table.to_pylist()
+    return found
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a model: a folder with a `config.json`, a finished run's `model/`, or a model of the hub's cache.
+
+    Raises UnusableInput.
+    """
+    for place in (Path(name), Path(name) / "model"):
+        if (place / "config.json").exists():
+            return place
+    if (Path(name) / "run.json").exists():
+        raise UnusableInput(f"the run in {name} has no model yet: let it finish, or take its base model")
+    if Path(name).exists() or name.startswith((".", "/", "~")):
+        raise UnusableInput(f"{name} holds no model (no config.json): name a model's folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except Exception as error:
+        raise UnusableInput(
+            f"the model {name} is not on this machine and nothing is downloaded unasked: `hf download {name}`, "
+            "or name the folder that holds it"
+        ) from error
+
+
+def tokenizer_of(configuration: TrainingConfiguration, folder: Path) -> Any:
+    """The model's tokenizer, with its chat template. Raises UnusableInput where there is none."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if configuration.chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(configuration.chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            told = f"chat_template: {configuration.chat_template} cannot be read ({error.strerror})"
+            raise UnusableInput(told) from error
+    if not tokenizer.chat_template:
+        raise UnusableInput(
+            f"{configuration.model} has no chat template, so that nobody could talk to what comes of it: take the "
+            "variant of it that was made for chats, or name a Jinja file as chat_template"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

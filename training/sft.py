@@ -1,0 +1,227 @@
+"""Supervised fine-tuning: a model learns the author's answers to what he is asked.
+
+    twin train sft --config FILE
+    python -m training.sft --config FILE --set lora.rank=8
+    accelerate launch --config_file training/configs/accelerate-fsdp.yaml -m training.sft --config FILE
+
+Killed and run again it goes on from its last whole checkpoint; SIGTERM lets it save one first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from corpus import settings
+from training.configuration import InvalidConfiguration, TrainingConfiguration, load
+from training.inputs import UnusableInput, dataset_version, model_folder, rows, tokenizer_of
+from training.merging import write_results
+from training.runs import RunRecord, TrainingFailed, quiet, running
+from training.steps import guarded, must_fit, room_for_results, watching
+
+
+def train(
+    configuration: TrainingConfiguration,
+    *,
+    datasets: Path,
+    generation: str | None = None,
+    anew: bool = False,
+    say: Callable[[str], None],
+) -> RunRecord:
+    """Run, or go on with, the fine-tuning that `configuration` describes; how it ended, as in its `run.json`.
+
+    `datasets`: the folder of the dataset versions; `generation`: the one that the dataset must be of (None: any);
+    `anew`: a former run in the same output is removed. The loss is the mean over the tokens of the answers alone.
+    Raises UnusableInput, TrainingFailed, and DoesNotFit before any weight is loaded.
+    """
+    quiet()
+    import torch
+    from accelerate import PartialState
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    # What goes in.
+    version = dataset_version(configuration.dataset, datasets, "instructions", generation)
+    base = model_folder(configuration.model)
+    tokenizer = tokenizer_of(configuration, base)
+    samples = {
+        split: Dataset.from_list(
+            [
+                {
+                    "prompt": [{"role": "user", "content": row["instruction"]}],
+                    "completion": [{"role": "assistant", "content": row["answer"]}],
+                }
+                for row in rows(version, split)
+            ]
+        )
+        for split in ("train", "validation")
+    }
+    if len(samples["train"]) == 0:
+        raise UnusableInput(f"dataset {version.id} has no rows to train on: build one of more documents")
+    must_fit(configuration, base, "sft", say)
+
+    # Where it runs, and in which precision.
+    gpu, fsdp = torch.cuda.is_available(), "ACCELERATE_USE_FSDP" in os.environ
+    place = PartialState(cpu=not gpu)
+    bf16 = configuration.precision == "bf16" or (
+        configuration.precision == "auto" and gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    computed = torch.bfloat16 if bf16 else torch.float32
+    optimiser = configuration.optimiser
+    if optimiser == "auto":
+        optimiser = "paged_adamw_8bit" if configuration.method == "qlora" and gpu else "adamw_torch"
+    evaluated = configuration.evaluate_every is not None and len(samples["validation"]) > 0
+
+    with ExitStack() as stack:
+        with place.main_process_first():
+            run = stack.enter_context(
+                running(
+                    configuration,
+                    "sft",
+                    version,
+                    anew=anew,
+                    main=place.is_main_process,
+                    devices=place.num_processes,
+                    device=torch.cuda.get_device_name() if gpu else "cpu",
+                    say=say if place.is_main_process else lambda line: None,
+                )
+            )
+        if run.finished:
+            return run.record
+
+        if not run.trained:
+            # The model: weights in fp32 where they are trained themselves, in the computed precision or NF4 else.
+            quantised = adapter = None
+            if configuration.method == "qlora":
+                quantised = BitsAndBytesConfig(
+                    load_in_4bit=True,
+                    bnb_4bit_quant_type=configuration.qlora.quant_type,
+                    bnb_4bit_use_double_quant=configuration.qlora.double_quant,
+                    bnb_4bit_compute_dtype=computed,
+                    # FSDP shards only what is stored in the type of the rest.
+                    bnb_4bit_quant_storage=computed if fsdp else torch.uint8,
+                )
+            if configuration.method != "full":
+                from peft import LoraConfig
+
+                chosen = configuration.lora.target_modules
+                adapter = LoraConfig(
+                    task_type="CAUSAL_LM",
+                    r=configuration.lora.rank,
+                    lora_alpha=configuration.lora.alpha,
+                    lora_dropout=configuration.lora.dropout,
+                    target_modules=chosen if isinstance(chosen, str) else list(chosen),
+                    use_rslora=configuration.lora.rslora,
+                    use_dora=configuration.lora.dora,
+                )
+            model = AutoModelForCausalLM.from_pretrained(
+                base,
+                dtype=torch.float32 if configuration.method == "full" else computed,
+                quantization_config=quantised,
+                device_map={"": place.local_process_index} if quantised is not None and gpu and not fsdp else None,
+                local_files_only=True,
+            )
+
+            # The trainer.
+            arguments = SFTConfig(
+                output_dir=str(run.checkpoints),
+                max_length=configuration.max_length,
+                packing=configuration.packing,
+                packing_strategy="bfd",
+                completion_only_loss=True,
+                learning_rate=configuration.rate("sft"),
+                lr_scheduler_type=configuration.scheduler,
+                warmup_steps=configuration.warmup,
+                num_train_epochs=configuration.epochs,
+                max_steps=configuration.max_steps or -1,
+                per_device_train_batch_size=configuration.batch_size,
+                per_device_eval_batch_size=configuration.batch_size,
+                gradient_accumulation_steps=configuration.gradient_accumulation,
+                activation_checkpointing=configuration.gradient_checkpointing,
+                weight_decay=configuration.weight_decay,
+                max_grad_norm=configuration.max_gradient_norm,
+                optim=optimiser,
+                bf16=bf16,
+                use_cpu=not gpu,
+                dataloader_pin_memory=gpu,
+                ddp_find_unused_parameters=False,
+                logging_steps=configuration.log_every,
+                logging_nan_inf_filter=False,
+                save_strategy="steps",
+                save_steps=configuration.checkpoint_every,
+                # Older ones are removed by the run, and only once the new one is whole.
+                save_total_limit=None,
+                eval_strategy="steps" if evaluated else "no",
+                eval_steps=configuration.evaluate_every,
+                seed=configuration.seed,
+                report_to="none",
+                disable_tqdm=True,
+            )
+            trainer = guarded(SFTTrainer, run, configuration.keep)(
+                model=model,
+                args=arguments,
+                train_dataset=samples["train"],
+                eval_dataset=samples["validation"] if evaluated else None,
+                processing_class=tokenizer,
+                peft_config=adapter,
+                callbacks=[watching(run)],
+            )
+            trainer.remove_callback(PrinterCallback)
+            if len(trainer.train_dataset) == 0:
+                raise UnusableInput(f"no answer begins within max_length {configuration.max_length}: raise it")
+
+            # Train.
+            if run.checkpoint is not None:
+                trainer._total_train_tokens = run.checkpoint.manifest.tokens
+            trainer.train(resume_from_checkpoint=str(run.checkpoint.folder) if run.checkpoint else None)
+            if trainer.state.global_step < trainer.state.max_steps:
+                run.write("stopped")
+                run.say(f"stopped at step {trainer.state.global_step}; run again to go on")
+                return run.record
+            del model, trainer
+            gc.collect()
+            if gpu:
+                torch.cuda.empty_cache()
+
+        # Save what it is for.
+        if run.main and run.checkpoint is not None:
+            with room_for_results(run):
+                write_results(configuration, base, run.checkpoint.folder, run.folder, tokenizer, computed)
+                run.write("finished")
+        return run.record
+
+
+def main() -> int:
+    """Train from a file; 0 when finished or stopped by SIGTERM, 1 when it failed, 2 for a wrong configuration."""
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    parser = argparse.ArgumentParser(prog="python -m training.sft", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--config", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="instead of what FILE says")
+    parser.add_argument("--generation", metavar="ID", help="refuse a dataset of another generation")
+    parser.add_argument("--anew", action="store_true", help="remove a former run in the same output")
+    asked = parser.parse_args()
+    try:
+        record = train(
+            load(asked.config, asked.set),
+            datasets=settings.load().home / "datasets",
+            generation=asked.generation,
+            anew=asked.anew,
+            say=lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201
+        )
+    except (InvalidConfiguration, UnusableInput, TrainingFailed) as error:
+        sys.stderr.write(f"twin: {error}\n")
+        return 2 if isinstance(error, InvalidConfiguration) else 1
+    # Of several processes the first one knows how it ended.
+    if record.state != "running":
+        sys.stderr.write(f"{record.state} at step {record.step} of {record.steps}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
