@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from corpus.settings import Settings
     from embedded.home import PartStatus
 
+MODEL_TIMEOUT = 300.0
 DOWN_TIMEOUT = 30.0
 UP_TIMEOUT = 150.0
 ANSWER_SECONDS = 5.0
@@ -96,6 +97,7 @@ def _up(namespace: argparse.Namespace, settings: Settings) -> int:
 def _up_here(settings: Settings) -> int:
     import logging
     import signal
+    import threading
 
     from embedded.home import HomeTaken, HomeUnusable
     from embedded.parts import PortTaken
@@ -105,6 +107,7 @@ def _up_here(settings: Settings) -> int:
 
     logging.getLogger("embedded").setLevel(logging.INFO)
     known: dict[str, str] = {}
+    resuming = threading.Thread(target=_resume_models, args=(settings,), daemon=True)
 
     def told(parts: list[PartStatus]) -> None:
         for part in parts:
@@ -115,6 +118,9 @@ def _up_here(settings: Settings) -> int:
         if _all_ready(parts):
             address = next(part.address for part in parts if part.name == "app")
             sys.stdout.write(f"ready: {address} (Ctrl-C stops everything)\n")
+            # A model takes its time to load; the app quotes until then.
+            if not resuming.is_alive() and resuming.ident is None:
+                resuming.start()
         sys.stdout.flush()
 
     supervisor = Supervisor(settings, told)
@@ -129,6 +135,20 @@ def _up_here(settings: Settings) -> int:
         sys.stderr.write(f"twin: {error}\n")
         return 1
     return 0
+
+
+def _resume_models(settings: Settings) -> None:
+    """Start the servers of deployed models again that this home started before `twin down`."""
+    from training.deploying import CannotDeploy, resume
+
+    def say(line: str) -> None:
+        sys.stderr.write(f"twin: {line}\n")
+
+    try:
+        for version in resume(settings.home, wait=MODEL_TIMEOUT, say=say):
+            sys.stdout.write(f"model {version} is served again\n")
+    except (CannotDeploy, OSError) as error:
+        say(str(error))
 
 
 def _up_detached(settings: Settings) -> int:
@@ -227,19 +247,22 @@ def _down(namespace: argparse.Namespace, settings: Settings) -> int:
     import signal
 
     from embedded.home import supervisor
+    from training.servers import stop_servers
 
     pid = supervisor(settings.home)
+    # Model servers are no parts of the supervisor's: a deployment outlives a restart of the home.
+    ended = stop_servers(settings.home)
     if pid is None:
-        sys.stdout.write(f"nothing runs in {settings.home}\n")
+        sys.stdout.write("stopped\n" if ended else f"nothing runs in {settings.home}\n")
         return 0
     try:
         # Followed by its descriptor: a process lets go of its lock a moment before it has ended.
         process = os.pidfd_open(pid)
         signal.pidfd_send_signal(process, signal.SIGTERM)
-        ended, _, _ = select.select([process], [], [], DOWN_TIMEOUT)
+        gone, _, _ = select.select([process], [], [], DOWN_TIMEOUT)
     except ProcessLookupError:
-        ended = [pid]
-    if not ended:
+        gone = [pid]
+    if not gone:
         sys.stderr.write(f"twin: process {pid} does not stop: see {settings.log_directory}\n")
         return 1
     sys.stdout.write("stopped\n")

@@ -1,0 +1,371 @@
+"""The registry: which version is champion, who said so, and what keeps a version from becoming it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corpus.settings import load
+from corpus.warehouse import connect
+from tests.training.model_runs import BUILT, LATER, Shelf, evaluated, make_model, make_run
+from training.registry import CannotRegister, ModelVersion, NotReleased, Records, Registry, UnknownModel
+from training.release import load_rules
+from training.tracking import Named, RegistryUnavailable
+
+RULES = load_rules()
+
+
+@dataclass
+class Office:
+    """A home with a registry, a base model, and a clock that moves an hour with each look."""
+
+    home: Path
+    shelf: Records
+    shown: list[Named] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    generation: str | None = "g1"
+    away: bool = False
+    _hours: int = 0
+
+    def __post_init__(self) -> None:
+        self.base = make_model(self.home / "base", "base")
+        self.registry = Registry(
+            self.home, self.shelf, told=self._told, live=lambda: self.generation, now=self._now, say=self.said.append
+        )
+
+    def _now(self) -> datetime:
+        self._hours += 1
+        return LATER + timedelta(hours=self._hours)
+
+    def _told(self, versions: Sequence[Named]) -> None:
+        if self.away:
+            raise RegistryUnavailable("MLflow is away")
+        self.shown = list(versions)
+
+    def candidate(self, name: str, against: Path | None = None, **evaluation: Any) -> ModelVersion:
+        """A new version, compared with the base unless said otherwise."""
+        run = make_run(self.home / "runs" / name, self.base, weights=name)
+        return self.registry.register(run, evaluated(run, against or self.base, **evaluation))
+
+    def champion(self, name: str, against: Path | None = None) -> ModelVersion:
+        return self.registry.approve(self.candidate(name, against).id, by="Ada", rules=RULES)
+
+    def states(self) -> dict[str, str]:
+        return {version.id: version.state for version in self.registry.versions()}
+
+    def aliases(self) -> dict[str, str]:
+        return {alias: version.id for version in self.shown for alias in version.aliases}
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    shelf = Shelf()
+    shelf.add_dataset("d1", "doc-1", "doc-2")
+    return shelf
+
+
+@pytest.fixture
+def office(tmp_path: Path, shelf: Shelf) -> Office:
+    return Office(tmp_path, shelf)
+
+
+# Registering
+
+
+def test_a_finished_run_becomes_a_candidate_that_names_what_it_is_made_of(office: Office, shelf: Shelf) -> None:
+    version = office.candidate("first")
+
+    assert (version.id, version.state, version.dataset, version.generation) == ("twin-1", "candidate", "d1", "g1")
+    assert shelf.held["models"]["twin-1"]["document_ids"] == ("doc-1", "doc-2")
+    assert version.folder == str(office.home / "runs" / "first" / "model")
+    assert office.aliases() == {"candidate": "twin-1"}
+
+
+def test_a_model_after_dpo_is_made_of_the_documents_of_both_runs(office: Office, shelf: Shelf) -> None:
+    shelf.add_dataset("d2", "doc-3", created_at=LATER)
+    first = make_run(office.home / "runs" / "sft", office.base, weights="sft")
+    run = make_run(office.home / "runs" / "dpo", first, weights="dpo", base_run=str(first), dataset="d2", stage="dpo")
+
+    version = office.registry.register(run, evaluated(run, office.base))
+
+    assert version.document_ids == ("doc-1", "doc-2", "doc-3")
+    assert (version.datasets, version.read_at) == (("d2", "d1"), BUILT)
+    assert office.registry.judged(version, RULES).passes, "the base of the first run is its base too"
+
+
+def test_the_same_weights_are_one_version_with_the_newer_evaluation(office: Office) -> None:
+    run = make_run(office.home / "runs" / "one", office.base)
+    office.registry.register(run, evaluated(run, office.base, gain=-1.0))
+
+    again = office.registry.register(run, evaluated(run, office.base))
+
+    assert again.id == "twin-1"
+    assert office.registry.judged(again, RULES).passes
+    assert len(office.registry.versions()) == 1
+
+
+def test_the_record_holds_no_word_of_the_samples(office: Office, shelf: Shelf) -> None:
+    from training.figures import SideBySide
+
+    run = make_run(office.home / "runs" / "one", office.base)
+    samples = (SideBySide(question="What?", author="zqmarkerzq", model="?"),)
+
+    office.registry.register(run, evaluated(run, office.base, samples=samples))
+
+    assert "zqmarkerzq" not in str(shelf.held["models"])
+
+
+def test_a_run_that_is_not_finished_is_no_version(office: Office) -> None:
+    run = make_run(office.home / "runs" / "one", office.base, state="stopped", step=1)
+
+    with pytest.raises(CannotRegister, match="stopped at step 1"):
+        office.registry.register(run, evaluated(run, office.base))
+
+
+def test_an_evaluation_of_other_weights_is_refused(office: Office) -> None:
+    run = make_run(office.home / "runs" / "one", office.base)
+
+    with pytest.raises(CannotRegister, match="twin evaluate"):
+        office.registry.register(run, evaluated(office.base, office.base))
+
+
+def test_a_model_of_a_dataset_that_nobody_knows_is_refused(office: Office) -> None:
+    run = make_run(office.home / "runs" / "one", office.base, dataset="gone")
+
+    with pytest.raises(CannotRegister, match="no record of dataset gone"):
+        office.registry.register(run, evaluated(run, office.base))
+
+
+def test_a_model_whose_earlier_run_is_gone_is_refused(office: Office) -> None:
+    run = make_run(office.home / "runs" / "dpo", office.base, base_run="runs/lost")
+
+    with pytest.raises(CannotRegister, match="runs/lost"):
+        office.registry.register(run, evaluated(run, office.base))
+
+
+def test_a_folder_without_a_run_is_refused(office: Office) -> None:
+    with pytest.raises(CannotRegister, match="there is no run"):
+        office.registry.register(office.base, evaluated(office.base, office.base))
+
+
+# Approving
+
+
+def test_a_better_candidate_becomes_champion_by_a_named_person_with_the_reasons(office: Office) -> None:
+    version = office.champion("first")
+
+    decided = version.decisions[-1]
+    assert (version.state, decided.what, decided.by) == ("champion", "approved", "Ada")
+    assert any("bits_per_byte: better" in reason for reason in decided.reasons)
+    assert office.aliases() == {"champion": "twin-1"}
+
+
+def test_a_worse_candidate_is_refused_with_the_figures_and_stays_candidate(office: Office) -> None:
+    version = office.candidate("worse", gain=-0.4)
+
+    with pytest.raises(NotReleased, match="bits_per_byte: worse") as refused:
+        office.registry.approve(version.id, by="Ada", rules=RULES)
+
+    assert "--override" in str(refused.value)
+    assert office.states() == {"twin-1": "candidate"}
+
+
+def test_a_reason_overrides_the_gate_and_is_kept(office: Office) -> None:
+    office.candidate("worse", gain=-0.4)
+
+    version = office.registry.approve("twin-1", by="Ada", rules=RULES, override="a trial in a closed group")
+
+    decided = version.decisions[-1]
+    assert (version.state, decided.what) == ("champion", "overridden")
+    assert decided.reasons[0] == "because a trial in a closed group"
+    assert any("worse" in reason for reason in decided.reasons)
+
+
+def test_the_next_champion_makes_the_first_the_former(office: Office) -> None:
+    first = office.champion("first")
+
+    office.champion("second", against=Path(first.folder))
+
+    assert office.states() == {"twin-1": "former", "twin-2": "champion"}
+    assert office.aliases() == {"champion": "twin-2"}
+    assert office.registry.version("twin-1").decisions[-1].reasons == ("twin-2",)
+
+
+def test_what_was_compared_with_the_base_is_not_compared_with_the_champion(office: Office) -> None:
+    office.champion("first")
+    second = office.candidate("second", against=office.base)
+
+    with pytest.raises(NotReleased, match="must be with the champion twin-1"):
+        office.registry.approve(second.id, by="Ada", rules=RULES)
+
+
+def test_an_evaluation_without_a_comparison_does_not_pass(office: Office) -> None:
+    run = make_run(office.home / "runs" / "one", office.base)
+    office.registry.register(run, evaluated(run, None))
+
+    with pytest.raises(NotReleased, match="compared with nothing"):
+        office.registry.approve("twin-1", by="Ada", rules=RULES)
+
+
+def test_the_champion_is_not_approved_twice(office: Office) -> None:
+    office.champion("first")
+
+    with pytest.raises(NotReleased, match="champion already"):
+        office.registry.approve("1", by="Ada", rules=RULES)
+
+
+def test_an_unknown_version_is_told_of(office: Office) -> None:
+    for id in ("twin-9", "9", "champion"):
+        with pytest.raises(UnknownModel, match="twin model"):
+            office.registry.version(id)
+
+
+def test_what_rests_on_an_erased_document_needs_a_reason(office: Office, shelf: Shelf) -> None:
+    office.candidate("first")
+    shelf.erase("doc-2", at=LATER)
+
+    with pytest.raises(NotReleased, match="doc-2, which was erased for good"):
+        office.registry.approve("twin-1", by="Ada", rules=RULES)
+
+    version = office.registry.approve("twin-1", by="Ada", rules=RULES, override="the author agreed")
+    assert any("doc-2" in reason for reason in version.decisions[-1].reasons)
+
+
+def test_an_erasure_before_the_documents_were_read_does_not_count(office: Office, shelf: Shelf) -> None:
+    shelf.erase("doc-2", at=BUILT - timedelta(days=1))
+
+    assert office.champion("first").state == "champion"
+
+
+def test_a_model_of_another_generation_is_refused_whatever_the_reason(office: Office) -> None:
+    office.candidate("first")
+    office.generation = "g2"
+
+    with pytest.raises(NotReleased, match="generation g1, and g2 is live"):
+        office.registry.approve("twin-1", by="Ada", rules=RULES, override="because")
+
+
+def test_a_model_whose_weights_changed_since_or_are_gone_is_refused(office: Office) -> None:
+    version = office.candidate("first")
+    weights = Path(version.folder) / "model.safetensors"
+
+    weights.write_text("other")
+    with pytest.raises(NotReleased, match="not those that were registered"):
+        office.registry.approve("twin-1", by="Ada", rules=RULES)
+    weights.unlink()
+    with pytest.raises(NotReleased, match="cannot be served"):
+        office.registry.approve("twin-1", by="Ada", rules=RULES)
+
+
+# Rejecting and going back
+
+
+def test_a_candidate_is_rejected_with_a_reason(office: Office) -> None:
+    office.candidate("first")
+
+    version = office.registry.reject("twin-1", by="Ada", reason="it swears")
+
+    assert (version.state, version.decisions[-1].reasons) == ("rejected", ("it swears",))
+    assert office.aliases() == {}
+    with pytest.raises(NotReleased, match="rejected already"):
+        office.registry.reject("twin-1", by="Ada", reason="again")
+
+
+def test_the_champion_is_not_rejected_but_rolled_back(office: Office) -> None:
+    office.champion("first")
+
+    with pytest.raises(NotReleased, match="twin model rollback"):
+        office.registry.reject("twin-1", by="Ada", reason="it swears")
+
+
+def test_a_rollback_restores_the_former_champion_and_says_who_and_why(office: Office) -> None:
+    first = office.champion("first")
+    office.champion("second", against=Path(first.folder))
+
+    restored, withdrawn = office.registry.rollback(by="Grace", reason="complaints")
+
+    assert (restored.id, withdrawn and withdrawn.id) == ("twin-1", "twin-2")
+    assert office.states() == {"twin-1": "champion", "twin-2": "rejected"}
+    assert (restored.decisions[-1].by, restored.decisions[-1].reasons) == ("Grace", ("complaints",))
+    assert office.aliases() == {"champion": "twin-1"}
+
+
+def test_rollbacks_go_back_one_champion_at_a_time(office: Office) -> None:
+    first = office.champion("first")
+    second = office.champion("second", against=Path(first.folder))
+    office.champion("third", against=Path(second.folder))
+
+    assert office.registry.rollback(by="Ada", reason="x")[0].id == "twin-2"
+    assert office.registry.rollback(by="Ada", reason="x")[0].id == "twin-1"
+    with pytest.raises(NotReleased, match="no former champion"):
+        office.registry.rollback(by="Ada", reason="x")
+
+
+def test_a_rollback_to_what_was_made_from_an_erased_document_needs_a_reason(office: Office, shelf: Shelf) -> None:
+    first = office.champion("first")
+    office.champion("second", against=Path(first.folder))
+    shelf.erase("doc-1", at=LATER)
+
+    with pytest.raises(NotReleased, match="doc-1"):
+        office.registry.rollback(by="Ada", reason="x")
+    assert office.states() == {"twin-1": "former", "twin-2": "champion"}
+    assert office.registry.rollback(by="Ada", reason="x", override="for an hour")[0].id == "twin-1"
+
+
+def test_an_approval_that_a_crash_broke_off_leaves_one_champion(
+    office: Office, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = office.champion("first")
+    second = office.candidate("second", against=Path(first.folder))
+    record, written = shelf.record_built, []
+
+    def crashing(kind: Any, plain: Any) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(plain)
+        record(kind, plain)
+
+    monkeypatch.setattr(shelf, "record_built", crashing)
+    with pytest.raises(KeyboardInterrupt):
+        office.registry.approve(second.id, by="Ada", rules=RULES)
+    monkeypatch.undo()
+
+    champion = office.registry.champion()
+    assert champion is not None
+    assert champion.id == "twin-2"
+    assert office.registry.rollback(by="Ada", reason="x")[0].id == "twin-1"
+    assert sorted(office.states().values()) == ["champion", "rejected"]
+
+
+# MLflow and the warehouse
+
+
+def test_where_mlflow_is_away_the_decision_holds_and_it_is_told_later(office: Office) -> None:
+    office.away = True
+    office.champion("first")
+    assert "MLflow is away" in office.said
+
+    office.away = False
+    office.registry.tell()
+
+    assert [(version.id, version.state, version.aliases) for version in office.shown] == [
+        ("twin-1", "champion", ("champion",))
+    ]
+
+
+def test_versions_come_back_from_a_real_warehouse_and_an_erasure_finds_them(tmp_path: Path, mongodb_uri: str) -> None:
+    settings = load({"TWIN_HOME": str(tmp_path), "TWIN_MONGODB_URI": mongodb_uri, "TWIN_DATABASE": "registry"})
+    with connect(settings) as warehouse:
+        warehouse.record_built(
+            "datasets", {"_id": "d1", "document_ids": ["doc-1"], "created_at": BUILT, "generation": "g1"}
+        )
+        office = Office(tmp_path / "office", warehouse)
+        first = office.champion("first")
+
+        assert office.registry.champion() == first
+        assert warehouse.built_from(["doc-1"])["models"] == ["twin-1"]

@@ -1,0 +1,276 @@
+"""Servers of the language model: how one is started for a model, when it is ready, and those that this home started.
+
+Every server here speaks OpenAI's chat completions. A server that this home starts is `transformers serve` on this
+machine; what it is and which process is noted in `serving/<version>.json`, and what it says in `logs/`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import msgspec
+
+from corpus.files import replace_file
+from corpus.settings import credentials, without_password
+
+if TYPE_CHECKING:
+    from corpus.settings import Settings
+
+DIRECTORY = "serving"
+LOOPBACK = "127.0.0.1"
+# The answers under way may end first.
+STOP_SECONDS = 60.0
+LOOK_SECONDS, ANSWER_SECONDS = 0.5, 120.0
+TGI_IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.5"
+PROCESSES, BOOT = Path("/proc"), Path("/proc/sys/kernel/random/boot_id")
+
+
+class ServerFailed(RuntimeError):
+    """A server could not be started or does not answer; the message has its last words, or says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A kind of server. `command`: of (model's folder, port); `called`: its name for the model; `health`: the path that
+    says whether it is up; `needs`: what must be there."""
+
+    command: Callable[[Path, int], tuple[str, ...]]
+    called: Callable[[Path], str]
+    needs: str
+    health: str = "/health"
+
+
+SERVERS: Mapping[str, Server] = {
+    "transformers": Server(
+        # The model that is asked for must be named as it was given here.
+        command=lambda model, port: (
+            *(str(Path(sys.executable).with_name("transformers")), "serve", str(model)),
+            *("--host", LOOPBACK, "--port", str(port), "--device", "auto"),
+        ),
+        called=str,
+        needs="pip install 'transformers[serving]'",
+    ),
+    "vllm": Server(
+        command=lambda model, port: ("vllm", "serve", str(model), "--host", LOOPBACK, "--port", str(port)),
+        called=str,
+        needs="a GPU, and pip install vllm in an environment of its own",
+    ),
+    "tgi": Server(
+        command=lambda model, port: (
+            *("docker", "run", "--rm", "--gpus", "all", "--shm-size", "1g", "-p", f"{LOOPBACK}:{port}:80"),
+            *("-e", "HF_HUB_OFFLINE=1", "-v", f"{model}:/model:ro", TGI_IMAGE, "--model-id", "/model"),
+        ),
+        # TGI serves one model, whatever it is called.
+        called=lambda model: "tgi",
+        needs="Docker with the NVIDIA container toolkit",
+    ),
+}
+
+
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """`serving/<version>.json`: a server that this home started. `started`: when, in the kernel's own terms, so that
+    another process with this id is not taken for it."""
+
+    version: str
+    pid: int
+    started: str
+    url: str
+    port: int
+    model: str
+    command: tuple[str, ...]
+    log: str
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def start(home: Path, version: str, command: tuple[str, ...], *, model: str, port: int) -> Served:
+    """Start a server on this machine, which stays when this program ends; it is not ready yet. Raises ServerFailed."""
+    log = home / "logs" / f"model-{version}.log"
+    cache = home / DIRECTORY / "huggingface"
+    for directory in (log.parent, cache / "hub"):
+        directory.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        # It serves what is on this machine, and tells nobody.
+        "HF_HOME": str(cache),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "true",
+    }
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    try:
+        pid = os.posix_spawnp(
+            command[0],
+            command,
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+            setsid=True,
+        )
+    except OSError as error:
+        raise ServerFailed(f"{command[0]} cannot be started ({error.strerror}): install it") from error
+    served = Served(
+        version=version,
+        pid=pid,
+        started=_started(pid) or "",
+        url=f"http://{LOOPBACK}:{port}",
+        port=port,
+        model=model,
+        command=command,
+        log=str(log),
+    )
+    replace_file(_record(home, version), msgspec.json.format(msgspec.json.encode(served)))
+    return served
+
+
+def again(home: Path, served: Served) -> Served:
+    """Start a server of this home anew, at the address that it had. Raises ServerFailed."""
+    return start(home, served.version, served.command, model=served.model, port=served.port)
+
+
+def served(home: Path, version: str) -> Served | None:
+    """The server that this home started for a version, whether it still runs or not."""
+    try:
+        return msgspec.json.decode(_record(home, version).read_bytes(), type=Served)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def runs(server: Served) -> bool:
+    """Whether this very process is there."""
+    with suppress(ChildProcessError):
+        # Nobody else takes leave of it where this program started it.
+        os.waitpid(server.pid, os.WNOHANG)
+    return bool(server.started) and _started(server.pid) == server.started
+
+
+def stop(server: Served, *, seconds: float = STOP_SECONDS) -> bool:
+    """End a server that this home started, after the answers under way; whether it ran."""
+    if not runs(server):
+        return False
+    for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, 10.0)):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        deadline = time.monotonic() + patience
+        while runs(server) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    return True
+
+
+def stop_servers(home: Path, *, seconds: float = STOP_SECONDS) -> list[str]:
+    """End every server that this home started; the versions that were served."""
+    return [server.version for server in list(_all(home)) if stop(server, seconds=seconds)]
+
+
+def _all(home: Path) -> Iterator[Served]:
+    for path in sorted((home / DIRECTORY).glob("*.json")):
+        found = served(home, path.stem)
+        if found is not None:
+            yield found
+
+
+def answer_one_token(url: str, model: str, *, key: str | None = None, seconds: float = ANSWER_SECONDS) -> None:
+    """Let the model at this address say one token, which shows more than an open port. Raises ServerFailed."""
+    import httpx2
+
+    address, headers = credentials(url)
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    shown = without_password(url)
+    question = {"role": "user", "content": "Hello"}
+    try:
+        # A proxy of the environment is not for this machine.
+        with httpx2.Client(timeout=httpx2.Timeout(seconds, connect=5.0), trust_env=not _is_here(address)) as client:
+            answer = client.post(
+                f"{address.rstrip('/')}/v1/chat/completions",
+                json={"model": model, "messages": [question], "max_tokens": 1},
+                headers=headers,
+            )
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise ServerFailed(f"the server at {shown} does not answer ({type(error).__name__})") from error
+    if answer.status_code != 200:
+        raise ServerFailed(f"the server at {shown} refused ({answer.status_code}): {answer.text[:300]}")
+    try:
+        choices = answer.json()["choices"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ServerFailed(f"what answers at {shown} does not speak OpenAI's chat completions") from error
+    if not choices:
+        raise ServerFailed(f"the server at {shown} answered without a choice")
+
+
+def key_for(settings: Settings, url: str) -> str | None:
+    """The key that the server at this address is to see: that of the settings belongs to their own address."""
+    if settings.llm_url is not None and urlsplit(settings.llm_url)[:2] != urlsplit(url)[:2]:
+        return None
+    return settings.llm_api_key
+
+
+def wait_until_ready(server: Served, *, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Wait for a server of this home to answer. Raises ServerFailed when it ends, or `seconds` have passed."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if not runs(server):
+            raise ServerFailed(f"the server of {server.version} ended: {_last_words(Path(server.log))}")
+        try:
+            with socket.create_connection((LOOPBACK, server.port), timeout=1.0):
+                pass
+            answer_one_token(server.url, server.model, seconds=max(1.0, deadline - time.monotonic()))
+            return
+        except OSError as error:
+            told: Exception = error
+        except ServerFailed as error:
+            told = error
+        if time.monotonic() >= deadline:
+            raise ServerFailed(
+                f"the server of {server.version} is not ready after {seconds:g} s ({told}); see {server.log}"
+            ) from told
+        sleep(LOOK_SECONDS)
+
+
+def _is_here(address: str) -> bool:
+    return urlsplit(address).hostname in (LOOPBACK, "localhost", "::1")
+
+
+def _last_words(log: Path) -> str:
+    try:
+        lines = [line for line in log.read_bytes()[-4000:].decode(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        lines = []
+    return f"{lines[-1][:300]} (see {log})" if lines else f"it said nothing (see {log})"
+
+
+def _record(home: Path, version: str) -> Path:
+    return home / DIRECTORY / f"{version}.json"
+
+
+def _started(pid: int) -> str | None:
+    """When this process started: which boot, and ticks since; None where it is not there or has ended.
+
+    Source: proc_pid_stat(5), fields state and starttime.
+    """
+    try:
+        state, *fields = (PROCESSES / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        boot = BOOT.read_text().strip()
+    except OSError:
+        return None
+    return None if state in "ZX" else f"{boot} {fields[18]}"
