@@ -2,13 +2,17 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: setup demo up down test test-integration test-long check bench soak clean
+.PHONY: setup demo train-demo up down test test-integration test-long check bench soak clean
 
 setup:
 	@scripts/setup
 
 demo: setup
 	@$(BIN)/python -m embedded.demo
+
+train-demo:
+	@scripts/setup training
+	@$(BIN)/python -m embedded.train_demo
 
 up: setup
 	@$(BIN)/twin up --detach

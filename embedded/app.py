@@ -31,7 +31,7 @@ from streaming.reconcile import Repaired, disagreement, missed, reenter
 from streaming.tracing import Traces
 from streaming.verify import NotApplied, Report, Verification, described, summary
 from streaming.waiting import TimedOut, Wait
-from training.recording import Recorder, Strays, open_recorder
+from training.datasets.recording import Recorder, Strays, open_recorder
 
 if TYPE_CHECKING:
     from bytewax.dataflow import Dataflow

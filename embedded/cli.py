@@ -16,6 +16,10 @@ from ingestion import capture_commands
 from ingestion import commands as ingestion_commands
 from serving import commands as serving_commands
 from streaming import commands as streaming_commands
+from training import commands as training_commands
+from training.datasets import commands as dataset_commands
+from training.evaluation import commands as evaluate_command
+from training.release import commands as model_commands
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -29,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     for commands in (
         *(embedded_commands, ingestion_commands, capture_commands),
         *(serving_commands, index_commands, streaming_commands),
+        *(dataset_commands, training_commands, evaluate_command, model_commands),
     ):
         commands.register(subparsers)
     return root

@@ -139,7 +139,7 @@ def _up_here(settings: Settings) -> int:
 
 def _resume_models(settings: Settings) -> None:
     """Start the servers of deployed models again that this home started before `twin down`."""
-    from training.deploying import CannotDeploy, resume
+    from training.release.deploying import CannotDeploy, resume
 
     def say(line: str) -> None:
         sys.stderr.write(f"twin: {line}\n")
@@ -247,7 +247,7 @@ def _down(namespace: argparse.Namespace, settings: Settings) -> int:
     import signal
 
     from embedded.home import supervisor
-    from training.servers import stop_servers
+    from training.release.servers import stop_servers
 
     pid = supervisor(settings.home)
     # Model servers are no parts of the supervisor's: a deployment outlives a restart of the home.

@@ -46,7 +46,7 @@ from streaming.reconcile import TOGETHER, disagreement
 from streaming.runner import DataflowRunner
 from streaming.tracing import open_traces
 from streaming.verify import NotApplied, Report, summary
-from training.recording import Recorder
+from training.datasets.recording import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

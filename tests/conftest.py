@@ -21,6 +21,7 @@ RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)"
 
 
 MEMORY, ENOUGH = Path("/dev/shm"), 4_000_000_000
+APART = ("integration", "benchmark")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -34,6 +35,15 @@ def pytest_configure(config: pytest.Config) -> None:
         made = tempfile.mkdtemp(prefix="twin-tests-", dir=MEMORY)
         config.option.basetemp = f"{made}/base"
         config.add_cleanup(lambda: shutil.rmtree(made, ignore_errors=True))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A module whose every test the chosen marks leave out is not imported: some of them import torch."""
+    marks = "|".join(mark for mark in APART if f"not {mark}" in (config.option.markexpr or ""))
+    if not marks or collection_path.suffix != ".py":
+        return None
+    module = rf"^pytestmark = (\[\s*)?pytest\.mark\.({marks})\b"
+    return re.search(module, collection_path.read_text("utf-8"), re.MULTILINE) is not None or None
 
 
 @pytest.fixture(scope="session")

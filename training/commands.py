@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corpus.terminal import bounded, print_json
-from training.due_command import register_due
-from training.plan_command import register_plan
+from training.planning.commands import register_plan
+from training.release.due_command import register_due
 from training.tune_command import register_tune
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _train(train: Callable[..., Any], namespace: argparse.Namespace, settings: S
     import msgspec
 
     from training.configuration import InvalidConfiguration, load
-    from training.tracking import tell
+    from training.release.tracking import tell
 
     say = _teller(namespace.json)
     try:

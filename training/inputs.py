@@ -44,7 +44,7 @@ def dataset_version(reference: str, datasets: Path, kind: Kind, generation: str 
     `generation`: the one that it must be of, None for any. Raises UnusableInput and AnotherGeneration.
     """
     # The beginning of an id is enough where it is of one alone.
-    alike = sorted(datasets.glob(f"{glob.escape(reference)}*/record.json"))
+    alike = sorted(datasets.glob(f"{glob.escape(Path(reference).name)}*/record.json")) if reference.strip("./") else []
     places = (Path(reference), datasets / reference, *(path.parent for path in alike if len(alike) == 1))
     folder = next((place for place in places if (place / "record.json").exists()), None)
     if folder is None:

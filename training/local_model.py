@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from corpus.prompts import Message
-from training.figures import model_folder, model_name
-from training.hardware import room
-from training.wordsmith import Request
+from training.datasets.wordsmith import Request
+from training.evaluation.figures import model_folder, model_name
+from training.planning.hardware import room
 
 # Numbers of a batch's logits: 0.5 GB in fp32 on a CPU, 2 GB in bf16 on a GPU.
 LOGITS = {"cpu": 1 << 27, "cuda": 1 << 30}

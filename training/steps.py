@@ -19,7 +19,7 @@ from training.runs import DiskFull, LossNotFinite, Run
 
 def must_fit(configuration: TrainingConfiguration, base: Path, stage: Stage, say: Callable[[str], None]) -> None:
     """Before any weight is loaded. Raises DoesNotFit, with the numbers."""
-    from training.plan import refuse_if_too_large
+    from training.planning.plan import refuse_if_too_large
 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

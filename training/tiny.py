@@ -115,7 +115,10 @@ def _continue_texts(
         raise TooLittleText(f"the texts are {len(stream)} tokens, and a piece is {length}: bring in more documents")
     chosen = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    # A warm-up of exactly one step would divide by nothing.
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.1 if steps >= 20 else 0.3
+    )
     model.train()
     for step in range(1, steps + 1):
         starts = torch.randint(len(stream) - length, (BATCH,), generator=chosen)

@@ -165,8 +165,8 @@ def state(document: Document) -> dict[str, Any]:
     """What downstream is told of a document."""
     return {
         **{name: getattr(document, name) for name in ("category", "platform", "author_id", "url", "title", "text")},
-        **{"author": document.author_name, "version": 1, "generation": "words-1", "language": None},
-        **{"published_at": None, "crawled_at": document.crawled_at.isoformat(), "crawl_id": document.crawl_id},
+        "author": document.author_name, "version": 1, "generation": "words-1", "language": None,
+        "published_at": None, "crawled_at": document.crawled_at.isoformat(), "crawl_id": document.crawl_id,
         "content_hash": document.content_hash,
     }
 

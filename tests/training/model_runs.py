@@ -12,7 +12,7 @@ import msgspec
 
 from corpus.warehouse import BuiltKind, Erasure
 from training.configuration import TrainingConfiguration, dump
-from training.figures import Comparison, Evaluation, Metric, model_name
+from training.evaluation.figures import Comparison, Evaluation, Metric, model_name
 from training.runs import RunRecord
 
 BUILT, LATER = datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 6, 9, tzinfo=UTC)

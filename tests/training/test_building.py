@@ -11,10 +11,10 @@ import pytest
 
 from corpus.history import DocumentVersion
 from tests.training.texts import article, module, told
-from training.building import Built, Ingredients, Recipe, TooFewSamples, build, digest, stratified
-from training.families import TooFew
-from training.samples import SPLITS, InstructionSample, answered, asked
-from training.wordsmith import Request
+from training.datasets.building import Built, Ingredients, Recipe, TooFewSamples, build, digest, stratified
+from training.datasets.families import TooFew
+from training.datasets.samples import SPLITS, InstructionSample, answered, asked
+from training.datasets.wordsmith import Request
 
 DOCUMENTS = [*(article(number, "Ada" if number % 3 else "Bob") for number in range(12)), *map(module, range(6))]
 

@@ -16,10 +16,10 @@ import pytest
 from numpy.typing import NDArray
 from pyarrow import feather, parquet
 
-from training.checking import check, wilson
-from training.loading import Loaded, NotADataset, NotDocuments, load, load_documents
-from training.samples import InstructionSample, PreferenceSample, answered, asked
-from training.verdict import passes, told
+from training.datasets.checking import check, wilson
+from training.datasets.loading import Loaded, NotADataset, NotDocuments, load, load_documents
+from training.datasets.samples import InstructionSample, PreferenceSample, answered, asked
+from training.datasets.verdict import passes, told
 
 HANDBOOK = Path(__file__).parents[3] / "shared" / "data" / "handbook"
 ROWS = [{"instruction": f"What is {number}?", "answer": f"It is the number {number}."} for number in range(3)]

@@ -20,12 +20,20 @@ from corpus.history import DocumentVersion, History, Told, open_history
 from corpus.settings import Settings, load
 from corpus.warehouse import Erasure, Warehouse, connect
 from tests.training.texts import article, module
-from training import exporting
-from training.building import Recipe
-from training.datasets import CannotRebuild, InvalidRecipe, Record, Store, UnknownDataset, difference, read_recipe
-from training.instructions import METHODS, Made
-from training.preferences import NotFeedback
-from training.wordsmith import Request
+from training.datasets import exporting
+from training.datasets.building import Recipe
+from training.datasets.instructions import METHODS, Made
+from training.datasets.preferences import NotFeedback
+from training.datasets.store import (
+    CannotRebuild,
+    InvalidRecipe,
+    Record,
+    Store,
+    UnknownDataset,
+    difference,
+    read_recipe,
+)
+from training.datasets.wordsmith import Request
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 DOCUMENTS = [*map(article, range(8)), *map(module, range(4))]
@@ -157,7 +165,7 @@ def test_a_version_with_an_erased_document_is_refused_and_the_others_are_not(hom
 
 
 def test_a_document_erased_while_a_version_was_built_is_in_none(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    from training import datasets
+    from training.datasets import store as datasets
 
     whole = datasets.write_folder
 
@@ -198,7 +206,7 @@ def test_a_program_that_makes_other_samples_says_so(home: Home, monkeypatch: pyt
 
 
 def test_an_evaluation_set_is_kept_out_and_may_not_change(home: Home) -> None:
-    from training.datasets import evaluation_sets
+    from training.datasets.store import evaluation_sets
 
     asked_before = home.build()
     sample = home.store.samples(asked_before)["train"][0]

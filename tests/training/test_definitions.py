@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.training.texts import told
-from training.instructions import METHODS, Limits, Made, code_samples
-from training.likeness import normalised
-from training.templates import CODE_FRAMES
+from training.datasets.instructions import METHODS, Limits, Made, code_samples
+from training.datasets.likeness import normalised
+from training.datasets.templates import CODE_FRAMES
 
 LIMITS = Limits(least_lines=2)
 

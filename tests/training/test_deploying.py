@@ -22,8 +22,8 @@ import pytest
 
 from corpus.settings import load
 from tests.training.model_runs import Shelf, evaluated, make_model, make_run
-from training import deploying, servers
-from training.deploying import (
+from training.release import deploying, servers
+from training.release.deploying import (
     AppUnavailable,
     CannotDeploy,
     Counts,
@@ -42,9 +42,9 @@ from training.deploying import (
     take_back,
     wilson,
 )
-from training.registry import ModelVersion, NotReleased, Registry
-from training.release import CanaryRules, load_rules
-from training.servers import ServerFailed
+from training.release.gate import CanaryRules, load_rules
+from training.release.registry import ModelVersion, NotReleased, Registry
+from training.release.servers import ServerFailed
 
 NOW = datetime(2026, 6, 20, tzinfo=UTC)
 RULES = load_rules()

@@ -16,10 +16,10 @@ from corpus.history import History, Told, open_history
 from corpus.settings import load
 from corpus.warehouse import connect
 from tests.training.model_runs import BUILT, LATER, Shelf, evaluated, make_model, make_run
-from training.due import Due, Facts, UnreadableDrift, due, facts
-from training.due_command import register_due
-from training.registry import Registry
-from training.release import DueRules, load_rules
+from training.release.due import Due, Facts, UnreadableDrift, due, facts
+from training.release.due_command import register_due
+from training.release.gate import DueRules, load_rules
+from training.release.registry import Registry
 
 RULES = DueRules(documents=3, share=0.2, feedback=2)
 

@@ -17,10 +17,12 @@ import pytest
 from corpus.history import DocumentVersion
 from corpus.prompts import Source
 from corpus.settings import load
-from training.building import Recipe
-from training.datasets import Lineage, Record, statistics, write_folder
-from training.evaluate_command import NotComparable, _against
-from training.evaluation import (
+from training.datasets.building import Recipe
+from training.datasets.samples import InstructionSample, Split
+from training.datasets.store import Lineage, Record, statistics, write_folder
+from training.datasets.wordsmith import Request
+from training.evaluation.commands import NotComparable, _against
+from training.evaluation.evaluating import (
     Figures,
     Item,
     Measured,
@@ -31,7 +33,7 @@ from training.evaluation import (
     groundedness,
     markers,
 )
-from training.held_out import (
+from training.evaluation.held_out import (
     PASSAGE_WORDS,
     HeldOut,
     Question,
@@ -44,12 +46,10 @@ from training.held_out import (
     version,
     widened,
 )
+from training.evaluation.intervals import comparison, mean, metric, ratio
 from training.inputs import UnusableInput
-from training.intervals import comparison, mean, metric, ratio
 from training.local_model import Likelihood, whole_sentences
 from training.runs import RunRecord
-from training.samples import InstructionSample, Split
-from training.wordsmith import Request
 
 AUTHOR = "Ada"
 TOPICS = ("tea", "boats", "lamps", "ropes", "charts", "gulls", "tides", "storms", "piers", "sails")
@@ -307,8 +307,8 @@ def test_without_passages_it_is_said_why_nothing_is_known_of_grounding() -> None
 
 
 def test_style_is_learned_from_the_other_models_answers_where_there_is_no_other_author() -> None:
-    from training.evaluation import Others
-    from training.style import Text
+    from training.evaluation.evaluating import Others
+    from training.evaluation.style import Text
 
     own = tuple(Text(part, topic) for topic in TOPICS for part in text_of(topic).split("\n\n"))
     strange = tuple("lorem ipsum dolor sit amet, consectetur" for _ in TOPICS)
@@ -403,7 +403,7 @@ def test_the_champion_is_compared_with_where_its_files_are(tmp_path: Path, monke
     champion = SimpleNamespace(id="twin-3", folder=str(tmp_path / "model"))
     crowned: list[Any] = [None]
     monkeypatch.setattr("corpus.warehouse.connect", lambda settings: nullcontext())
-    monkeypatch.setattr("training.registry.Registry.champion", lambda registry: crowned[0])
+    monkeypatch.setattr("training.release.registry.Registry.champion", lambda registry: crowned[0])
     settings = load({}, tmp_path)
 
     with pytest.raises(NotComparable, match="there is no champion yet"):
@@ -619,7 +619,7 @@ def test_runs_that_name_each_other_are_no_endless_loop(tmp_path: Path) -> None:
 
 
 def test_the_general_set_is_one_that_no_training_sample_may_repeat(tmp_path: Path) -> None:
-    from training.datasets import evaluation_sets, evaluation_texts
+    from training.datasets.store import evaluation_sets, evaluation_texts
 
     settings = load({}, tmp_path)
     texts = evaluation_texts(settings, evaluation_sets(settings))["general"]

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from training.figures import Comparison, Evaluation, Metric, SideBySide, read_evaluation
-from training.report import REPORT, Verdict, page, summary, told, verdict, write
+from training.evaluation.figures import Comparison, Evaluation, Metric, SideBySide, read_evaluation
+from training.evaluation.report import REPORT, Verdict, page, summary, told, verdict, write
 
 HOSTILE = "<script>alert('owned')</script><img src=https://example.org/x onerror=alert(1)>"
 

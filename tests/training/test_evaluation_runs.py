@@ -18,16 +18,17 @@ import pytest
 
 from corpus.prompts import Message
 from corpus.settings import load
-from training import evaluate_command, sft, tiny
-from training.building import Recipe
+from training import sft, tiny
 from training.configuration import read
-from training.datasets import Lineage, Record, statistics, write_folder
-from training.figures import UnreadableFigures, model_name, read_evaluation
-from training.held_out import Seen
+from training.datasets.building import Recipe
+from training.datasets.samples import InstructionSample, Split
+from training.datasets.store import Lineage, Record, statistics, write_folder
+from training.datasets.wordsmith import Request
+from training.evaluation import commands as evaluate_command
+from training.evaluation.figures import UnreadableFigures, model_name, read_evaluation
+from training.evaluation.held_out import Seen
 from training.inputs import UnusableInput
 from training.runs import quiet
-from training.samples import InstructionSample, Split
-from training.wordsmith import Request
 
 torch = pytest.importorskip("torch")
 for needed in ("transformers", "trl", "peft", "bitsandbytes"):
@@ -288,7 +289,7 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_loaded(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from training import local_model
-    from training.hardware import Room
+    from training.planning.hardware import Room
 
     monkeypatch.setattr(local_model, "room", lambda environment: Room(100_000, "memory (no GPU is seen)"))
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from training.families import TooFew, divide, families, split_of
+from training.datasets.families import TooFew, divide, families, split_of
 
 
 def prose(seed: int, count: int = 200) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from training.gates import GATES, Context, Gated, Thresholds, gate
-from training.likeness import BLOCK, jaccard, not_alone, passages_of, repeats, same_meaning, shingles
-from training.privacy import exposed, hidden
-from training.samples import InstructionSample, PreferenceSample, Sample
+from training.datasets.gates import GATES, Context, Gated, Thresholds, gate
+from training.datasets.likeness import BLOCK, jaccard, not_alone, passages_of, repeats, same_meaning, shingles
+from training.datasets.privacy import exposed, hidden
+from training.datasets.samples import InstructionSample, PreferenceSample, Sample
 
 WORDS = [f"{first}{last}" for first in ("am", "be", "ce", "del", "em", "fjo", "gro") for last in ("ber", "sin", "dar")]
 

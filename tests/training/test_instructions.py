@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus.history import DocumentVersion
-from training.instructions import (
+from training.datasets.instructions import (
     METHODS,
     Limits,
     NoWordsmith,
@@ -21,10 +21,10 @@ from training.instructions import (
     rewritten,
     shared,
 )
-from training.likeness import normalised
-from training.passages import passages
-from training.templates import LONGEST_TITLE, WORDINGS
-from training.wordsmith import Recorded, Request, Written
+from training.datasets.likeness import normalised
+from training.datasets.passages import passages
+from training.datasets.templates import LONGEST_TITLE, WORDINGS
+from training.datasets.wordsmith import Recorded, Request, Written
 
 LIMITS = Limits(least_words=8, most_words=30, least_lines=2)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from training.judging import JudgeUnusable, Pair, Verdict, judged, request, verdict
-from training.wordsmith import Request, WordsmithUnavailable
+from training.datasets.wordsmith import Request, WordsmithUnavailable
+from training.evaluation.judging import JudgeUnusable, Pair, Verdict, judged, request, verdict
 
 Reply = Callable[[str, str], str | None]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from training.architecture import FAMILIES, Shape, read_shape
 from training.configuration import Lora, Method, TrainingConfiguration
-from training.hardware import room
-from training.memory import Memory, layer_activations, memory
+from training.planning.architecture import FAMILIES, Shape, read_shape
+from training.planning.hardware import room
+from training.planning.memory import Memory, layer_activations, memory
 
 pytest.importorskip("trl")
 pytestmark = [

@@ -17,10 +17,10 @@ import pytest
 from corpus.settings import Settings, load
 from corpus.warehouse import connect
 from tests.training.model_runs import BUILT, evaluated, make_model, make_run
-from training.deploying import CannotDeploy, read
-from training.figures import UnreadableFigures, write_evaluation
-from training.model_commands import register
-from training.registry import NotReleased, UnknownModel
+from training.evaluation.figures import UnreadableFigures, write_evaluation
+from training.release.commands import register
+from training.release.deploying import CannotDeploy, read
+from training.release.registry import NotReleased, UnknownModel
 
 pytestmark = pytest.mark.integration
 pytest.importorskip("mlflow")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.passages import Sizes, passages, words
+from training.datasets.passages import Sizes, passages, words
 
 SIZES = Sizes(least_words=8, most_words=30)
 

@@ -14,12 +14,12 @@ import msgspec
 import pytest
 
 from corpus.settings import load as settings
-from training.architecture import Shape, UnknownShape, known_shapes, read_shape, shape_of
 from training.configuration import InvalidConfiguration, Lora, TrainingConfiguration, load
-from training.hardware import GPUS, Room, UnknownGpu, _free_memory, gpu_named
-from training.memory import memory, targets, trained
-from training.plan import DoesNotFit, SizeNotChecked, operations, plan, refuse_if_too_large, told
-from training.plan_command import register_plan
+from training.planning.architecture import Shape, UnknownShape, known_shapes, read_shape, shape_of
+from training.planning.commands import register_plan
+from training.planning.hardware import GPUS, Room, UnknownGpu, _free_memory, gpu_named
+from training.planning.memory import memory, targets, trained
+from training.planning.plan import DoesNotFit, SizeNotChecked, operations, plan, refuse_if_too_large, told
 
 CONFIGS = sorted(Path("training/configs").glob("*.yaml"))
 FAMILY_CONFIGS = [path for path in CONFIGS if path.read_text().startswith("# Meant for")]

@@ -11,8 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.preferences import Feedback, NotFeedback, alike, length_bias, paired, preferred, prompts, read_feedback
-from training.samples import InstructionSample, PreferenceSample
+from training.datasets.preferences import (
+    Feedback,
+    NotFeedback,
+    alike,
+    length_bias,
+    paired,
+    preferred,
+    prompts,
+    read_feedback,
+)
+from training.datasets.samples import InstructionSample, PreferenceSample
 
 AUTHORS = "Green tea is steeped at eighty degrees for two minutes, and never longer than three."
 MODELS = "As an assistant I would recommend that everybody buys expensive water in bottles and boils it twice."

@@ -16,7 +16,7 @@ from confluent_kafka import Producer
 
 from corpus.history import open_history
 from corpus.settings import load
-from training.recording import Features, FeaturesUnavailable, Recorder, Strays
+from training.datasets.recording import Features, FeaturesUnavailable, Recorder, Strays
 
 TOPIC = "twin.features.documents"
 
@@ -154,7 +154,7 @@ def test_a_message_that_is_no_document_holds_nothing_up(
 def test_a_log_that_is_away_is_told(
     broker: Broker, recorder_of: Callable[..., Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.recording.ASK_SECONDS", 0.5)
+    monkeypatch.setattr("training.datasets.recording.ASK_SECONDS", 0.5)
     recorder = recorder_of(broker)
     away = Recorder(Features("127.0.0.1:9", TOPIC, lambda: "first"), recorder.history)
 

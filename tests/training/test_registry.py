@@ -13,9 +13,9 @@ import pytest
 from corpus.settings import load
 from corpus.warehouse import connect
 from tests.training.model_runs import BUILT, LATER, Shelf, evaluated, make_model, make_run
-from training.registry import CannotRegister, ModelVersion, NotReleased, Records, Registry, UnknownModel
-from training.release import load_rules
-from training.tracking import Named, RegistryUnavailable
+from training.release.gate import load_rules
+from training.release.registry import CannotRegister, ModelVersion, NotReleased, Records, Registry, UnknownModel
+from training.release.tracking import Named, RegistryUnavailable
 
 RULES = load_rules()
 
@@ -110,7 +110,7 @@ def test_the_same_weights_are_one_version_with_the_newer_evaluation(office: Offi
 
 
 def test_the_record_holds_no_word_of_the_samples(office: Office, shelf: Shelf) -> None:
-    from training.figures import SideBySide
+    from training.evaluation.figures import SideBySide
 
     run = make_run(office.home / "runs" / "one", office.base)
     samples = (SideBySide(question="What?", author="zqmarkerzq", model="?"),)

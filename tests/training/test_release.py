@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from training.figures import Comparison, Evaluation, Metric
-from training.release import Decision, InvalidRules, Rule, Rules, judge, load_rules
+from training.evaluation.figures import Comparison, Evaluation, Metric
+from training.release.gate import Decision, InvalidRules, Rule, Rules, judge, load_rules
 
 
 def evaluation(

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from training.architecture import FAMILIES, LINEAR, Known, known_shapes, read_shape, shape_of
 from training.configuration import load
-from training.memory import targets, trained
+from training.planning.architecture import FAMILIES, LINEAR, Known, known_shapes, read_shape, shape_of
+from training.planning.memory import targets, trained
 
 pytest.importorskip("transformers")
 pytestmark = [

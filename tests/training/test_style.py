@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.intervals import metric, ratio
-from training.style import (
+from training.evaluation.intervals import metric, ratio
+from training.evaluation.style import (
     DISTANCES,
     FEWEST,
     LEADING_WORDS,

@@ -16,10 +16,19 @@ import pytest
 
 from corpus.settings import load
 from tests.training.model_runs import evaluated, make_model, make_run
-from training import servers, tracking
-from training.figures import write_evaluation
+from training.evaluation.figures import write_evaluation
+from training.release import servers, tracking
+from training.release.tracking import (
+    Named,
+    RegistryUnavailable,
+    is_sent,
+    send,
+    send_unsent,
+    tell,
+    tell_versions,
+    uri_of,
+)
 from training.runs import RunRecord, RunRefused
-from training.tracking import Named, RegistryUnavailable, is_sent, send, send_unsent, tell, tell_versions, uri_of
 
 pytestmark = pytest.mark.integration
 pytest.importorskip("mlflow")
@@ -221,7 +230,7 @@ def test_mlflow_is_in_the_home_unless_an_address_is_set(tmp_path: Path) -> None:
 WATCHED = """
 import socket, sys
 from pathlib import Path
-from training.tracking import send, tell_versions
+from training.release.tracking import send, tell_versions
 
 def refused(self, address, *_):
     print("connected to", address)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.training.texts import article, told
-from training.instructions import METHODS, Limits
-from training.templates import WORDINGS
-from training.wording import GENERIC
+from training.datasets.instructions import METHODS, Limits
+from training.datasets.templates import WORDINGS
+from training.datasets.wording import GENERIC
 
 
 @pytest.mark.parametrize(

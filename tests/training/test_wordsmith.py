@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from corpus.settings import Settings
-from training.wordsmith import (
+from training.datasets.wordsmith import (
     PATIENCE,
     NotRecorded,
     Recorded,

@@ -1,0 +1,103 @@
+"""`make train-demo`: from this project's own documents to an answer by a model that was trained on them, here.
+
+Everything is real but the size: a model of some million parameters learns the path, not to write. What is measured is
+that its fine-tuned form finds held-out documents likelier than its base does.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from corpus.settings import Settings, load
+from embedded.demo import SOURCES, asked, run, say
+
+QUESTION = "Where does a document become chunks?"
+CONFIGS = Path(__file__).parents[1] / "training" / "configs"
+AUTHOR, APPROVER = "The LLM Twin authors", "train-demo"
+# Enough for the base to know words, and for it to be far from the author's texts.
+BASE_STEPS, PAIRS = "120", "240"
+
+
+class StepFailed(RuntimeError):
+    """A command of the demo failed; it said why."""
+
+
+def main() -> int:
+    """Documents, datasets, base, SFT, DPO, evaluation, approval, deployment, answer; 0 when all was done."""
+    start = time.monotonic()
+    try:
+        return demonstrate(load(), start)
+    except StepFailed as error:
+        sys.stderr.write(f"\ntrain-demo: `twin {error}` failed, see above; `make train-demo` starts again from here\n")
+        return 1
+
+
+def demonstrate(settings: Settings, start: float) -> int:
+    """The steps in order. A run that was broken off goes on from its last checkpoint."""
+    models, runs = settings.home / "models", settings.home / "runs"
+    say("Starting the services, and bringing in this project's own documentation and code")
+    step("up", "--detach")
+    step("ingest", *(source for source in SOURCES if Path(source).exists()), "--author", AUTHOR)
+    step("wait")
+    say("Building a dataset of instructions: the answers are the author's own passages")
+    instructions = dataset("--name", "demo-instructions")
+    say("Making a tiny base model: a few million parameters, its tokenizer from the same texts")
+    base = models / f"base-of-{instructions}"
+    if not (base / "config.json").exists():
+        shutil.rmtree(base, ignore_errors=True)
+        step("train", "base", "--from", instructions, "--output", str(base), "--steps", BASE_STEPS)
+    say("Fine-tuning it on the instructions (SFT of all weights: there are few)")
+    tuned = runs / f"sft-on-{instructions}"
+    step("train", "sft", *config("tiny-sft-full", model=base, dataset=instructions, output=tuned))
+    say("Building a dataset of preferences: the author's text against the model's own answer")
+    preferring = ("--kind", "preferences", "--model", str(tuned), "--size", PAIRS)
+    preferences = dataset("--name", "demo-preferences", *preferring)
+    say("Teaching it the preferences (DPO with LoRA)")
+    preferred = runs / f"dpo-on-{preferences}"
+    step("train", "dpo", *config("tiny-dpo", model=tuned, dataset=preferences, output=preferred))
+    say("Evaluating it against its base, on documents that neither was trained on")
+    step("evaluate", str(preferred), "--against", str(base), "--dataset", instructions, "--questions", "24")
+    say("Registering it, approving it, and letting the app ask it")
+    step("model", "register", str(preferred))
+    version = asked("model", "list")[0]["id"]
+    if asked("model", "show", version)["state"] != "champion":
+        step("model", "approve", version, "--by", APPROVER)
+    step("model", "deploy", version, "--start", "--share", "1")
+    say(f"Asking: {QUESTION}")
+    step("ask", QUESTION)
+    answer = asked("ask", QUESTION)
+    address = next(part["address"] for part in asked("status")["parts"] if part["name"] == "app")
+    say(f"Done in {time.monotonic() - start:.0f} s")
+    sys.stdout.write(
+        f"  answered by {answer['model']}, in mode {answer['mode']}. The text is poor: the model has a\n"
+        "  thousandth of the size of one that writes. The path is the same for a large one: docs/training.md.\n"
+        f"  the report:     {preferred / 'evaluation' / 'report.html'}\n"
+        f"  the page:       {address}\n"
+        "  go back to quotations: .venv/bin/twin down, and remove deployment.json from the home\n"
+        "  stop everything:       make down\n"
+    )
+    return 0 if (answer["mode"], answer["model"]) == ("generated", version) else 1
+
+
+def step(*arguments: str) -> None:
+    """A command of ours in this terminal. Raises StepFailed."""
+    if run(*arguments) != 0:
+        raise StepFailed(" ".join(arguments))
+
+
+def dataset(*arguments: str) -> str:
+    """Build a version and show it; its id. Raises StepFailed."""
+    step("dataset", "build", "--no-embedding", *arguments)
+    return str(asked("dataset", "show", arguments[1])["id"])
+
+
+def config(name: str, **values: object) -> list[str]:
+    settings = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    return ["--config", str(CONFIGS / f"{name}.yaml"), *settings]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""From documents to the samples of a dataset version, by a recipe. No I/O here but what a wordsmith does.
+
+The same documents, recipe and words of models give the same samples in the same order: that is what a rebuild rests on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from corpus.history import DocumentVersion
+from training.datasets.families import divide, families
+from training.datasets.gates import Context, Thresholds, gate
+from training.datasets.instructions import METHODS, Limits
+from training.datasets.likeness import Embed
+from training.datasets.preferences import Feedback, Rules, paired, preferred, prompts
+from training.datasets.samples import SPLITS, InstructionSample, Method, Sample, Split, asked
+from training.datasets.wordsmith import Wordsmith
+
+Kind = Literal["instructions", "preferences"]
+# Below, a split says nothing: an evaluation on it would be a coin.
+FEWEST_SAMPLES = 2
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that decides, beside the documents, which samples a dataset has.
+
+    `size`: samples of all splits together, None for all there are; `validation`, `test`: shares of the document
+    families; `authors` (names), `categories`, `languages`: only these, empty for all; `wordsmith`: the model that wrote
+    (instructions, questions, or the rejected answers), `embedder`: the model that compared meanings, "" for none;
+    `evaluation_sets`: SHA-256 by name of what must not be trained on; `feedback`: ids of what people said.
+    """
+
+    kind: Kind = "instructions"
+    methods: tuple[Method, ...] = ("backtranslation", "code")
+    size: int | None = None
+    seed: int = 7
+    validation: float = 0.1
+    test: float = 0.1
+    authors: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    wordsmith: str = ""
+    rewrites: bool = False
+    embedder: str = ""
+    limits: Limits = Limits()
+    thresholds: Thresholds = Thresholds()
+    rules: Rules = Rules()
+    evaluation_sets: dict[str, str] = {}
+    feedback: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredients:
+    """What a recipe asks for: `evaluation_sets`: the texts of each by its name; the others as the recipe names them."""
+
+    documents: Sequence[DocumentVersion]
+    wordsmith: Wordsmith | None = None
+    embed: Embed | None = None
+    evaluation_sets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    feedback: Sequence[Feedback] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """The samples of each split in their order. `left_out`: how many were not taken, by reason; `notes`: why a gate, by
+    its name, could not look or only in part; `families`: the family of each document."""
+
+    splits: Mapping[Split, tuple[Sample, ...]]
+    left_out: Mapping[str, int]
+    notes: Mapping[str, str]
+    families: Mapping[str, str]
+
+
+class TooFewSamples(ValueError):
+    """The documents give too few samples; the message says how many, why, and what to do."""
+
+
+def build(recipe: Recipe, ingredients: Ingredients) -> Built:
+    """The samples that a recipe makes of these documents.
+
+    Raises TooFewSamples, TooFew (document families), NoWordsmith, and what the wordsmith raises.
+    """
+    documents = _chosen(recipe, ingredients.documents)
+    if not documents:
+        raise TooFewSamples(_nothing(recipe, len(ingredients.documents)))
+    of = families({each.document_id: each.text for each in documents}, {d.document_id: d.title for d in documents})
+    places = divide(of, recipe.seed, recipe.validation, recipe.test)
+    left_out: Counter[str] = Counter()
+
+    made: list[Sample] = []
+    if recipe.kind == "instructions" or recipe.wordsmith:
+        writes = ingredients.wordsmith if recipe.kind == "instructions" else None
+        for method in recipe.methods:
+            result = METHODS[method](documents, _writer(recipe, method, writes), recipe.limits)
+            made += result.samples
+            left_out.update({f"{method}: {reason}": count for reason, count in result.left_out.items()})
+    kept, notes = _gated(recipe, ingredients, documents, made, of, left_out)
+    if recipe.kind == "preferences":
+        kept = [*_on_policy(recipe, ingredients, kept, places, left_out), *_told(recipe, ingredients, of, left_out)]
+    samples = stratified(kept, recipe.size, recipe.seed, places)
+    left_out["size: more than were asked for"] += len(kept) - len(samples)
+    splits: dict[Split, list[Sample]] = {split: [] for split in SPLITS}
+    for sample in samples:
+        splits[places.get(sample.document_id, "train")].append(sample)
+    _enough(recipe, splits, left_out)
+    ordered = {split: tuple(sorted(found, key=_order)) for split, found in splits.items()}
+    return Built(ordered, dict(+left_out), notes, of)
+
+
+def _chosen(recipe: Recipe, documents: Sequence[DocumentVersion]) -> list[DocumentVersion]:
+    chosen = [
+        each
+        for each in documents
+        if (not recipe.authors or each.author in recipe.authors)
+        and (not recipe.categories or each.category in recipe.categories)
+        and (not recipe.languages or each.language in recipe.languages)
+    ]
+    return sorted(chosen, key=lambda each: each.document_id)
+
+
+def _nothing(recipe: Recipe, there: int) -> str:
+    if not there:
+        return "there are no documents: bring some in (twin ingest SOURCE), and wait until they are indexed (twin wait)"
+    asked_for = (*recipe.authors, *recipe.categories, *recipe.languages)
+    return f"none of the {there} documents is of {', '.join(asked_for)}: `twin documents list` shows what there is"
+
+
+def _writer(recipe: Recipe, method: Method, wordsmith: Wordsmith | None) -> Wordsmith | None:
+    """Templates are rewritten only where that was asked for: it costs a request for each sample."""
+    return wordsmith if method != "backtranslation" or recipe.rewrites else None
+
+
+def _gated(
+    recipe: Recipe,
+    ingredients: Ingredients,
+    documents: Sequence[DocumentVersion],
+    made: Sequence[Sample],
+    of: Mapping[str, str],
+    left_out: Counter[str],
+) -> tuple[list[Sample], Mapping[str, str]]:
+    judged = gate(made, _context(recipe, ingredients, {each.document_id: each.text for each in documents}))
+    left_out.update(f"gate: {finding.gate}" for finding in judged.findings)
+    kept = [
+        msgspec.structs.replace(
+            made[at],
+            family=of[made[at].document_id],
+            scores={**made[at].scores, **{name: round(score, 4) for name, score in judged.scores[at].items()}},
+        )
+        for at in judged.kept
+    ]
+    return kept, judged.left_out
+
+
+def _context(recipe: Recipe, ingredients: Ingredients, passages: Mapping[str, str]) -> Context:
+    return Context(
+        passages=passages,
+        embed=ingredients.embed,
+        thresholds=recipe.thresholds,
+        evaluation_sets=ingredients.evaluation_sets,
+        languages=frozenset(recipe.languages) or None,
+    )
+
+
+def _on_policy(
+    recipe: Recipe,
+    ingredients: Ingredients,
+    samples: Sequence[Sample],
+    places: Mapping[str, Split],
+    left_out: Counter[str],
+) -> Sequence[Sample]:
+    """The author's own answers against the model's, for as many instructions as are asked for."""
+    if ingredients.wordsmith is None:
+        return ()
+    chosen = stratified(samples, recipe.size, recipe.seed, places)
+    instructions = [sample for sample in sorted(chosen, key=_order) if isinstance(sample, InstructionSample)]
+    answers = ingredients.wordsmith.write(prompts(instructions))
+    pairs = paired(instructions, answers, ingredients.wordsmith.name, recipe.rules)
+    left_out.update({f"on-policy: {reason}": count for reason, count in pairs.left_out.items()})
+    return pairs.samples
+
+
+def _told(recipe: Recipe, ingredients: Ingredients, of: Mapping[str, str], left_out: Counter[str]) -> Sequence[Sample]:
+    """What people preferred, each in the family of the document that it rests on."""
+    pairs = preferred(ingredients.feedback, recipe.rules)
+    left_out.update({f"feedback: {reason}": count for reason, count in pairs.left_out.items()})
+    # A person's own words need not stand in any document.
+    judged = gate(pairs.samples, _context(recipe, ingredients, {}))
+    left_out.update(f"gate: {finding.gate}" for finding in judged.findings)
+    kept = [pairs.samples[at] for at in judged.kept]
+    return [msgspec.structs.replace(pair, family=of.get(pair.document_id, "")) for pair in kept]
+
+
+def stratified(samples: Sequence[Sample], size: int | None, seed: int, places: Mapping[str, Split]) -> list[Sample]:
+    """So many of the samples that splits, authors, categories and methods keep their shares; all if there are fewer.
+
+    Within a stratum they are drawn by the hash of their text, so a larger size holds what a smaller one has.
+    """
+    if size is None or size >= len(samples):
+        return list(samples)
+    strata: defaultdict[tuple[str, ...], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        split = places.get(sample.document_id, "train")
+        strata[split, sample.author, sample.category, sample.method].append(sample)
+    exact = {key: size * len(found) / len(samples) for key, found in strata.items()}
+    counts = {key: int(share) for key, share in exact.items()}
+    # Largest remainders first; of equal ones in the order of their names.
+    by_rest = sorted(exact, key=lambda key: (counts[key] - exact[key], key))
+    for key in by_rest[: size - sum(counts.values())]:
+        counts[key] += 1
+    return [
+        sample
+        for key, found in strata.items()
+        for sample in sorted(found, key=lambda each: _drawn(each, seed))[: counts[key]]
+    ]
+
+
+def _drawn(sample: Sample, seed: int) -> str:
+    return hashlib.sha256(f"{seed}:{sample.document_id}:{sample.start}:{asked(sample)}".encode()).hexdigest()
+
+
+def _order(sample: Sample) -> tuple[str, int, str, str]:
+    return sample.document_id, sample.start, sample.method, asked(sample)
+
+
+def _enough(recipe: Recipe, splits: Mapping[Split, Sequence[Sample]], left_out: Counter[str]) -> None:
+    shares = {"train": 1.0, "validation": recipe.validation, "test": recipe.test}
+    short = [split for split in SPLITS if shares[split] > 0 and len(splits[split]) < FEWEST_SAMPLES]
+    if short:
+        counts = ", ".join(f"{split} {len(splits[split])}" for split in SPLITS)
+        most = ", ".join(f"{reason} ({count})" for reason, count in left_out.most_common(3))
+        raise TooFewSamples(
+            f"{' and '.join(short)} would have fewer than {FEWEST_SAMPLES} samples ({counts}): bring in more "
+            "documents, ask for more samples, or set the share of validation or test to 0"
+            + (f"; most were left out because of: {most}" if most else "")
+        )
+
+
+def digest(kind: Kind, splits: Mapping[Split, Sequence[Sample]]) -> str:
+    """SHA-256, in hexadecimal, of the samples of all splits in order, but for their scores.
+
+    A score's last digit may depend on the machine that embedded; which samples there are does not.
+    """
+    whole = hashlib.sha256(kind.encode())
+    for split in SPLITS:
+        for sample in splits.get(split, ()):
+            plain = {name: value for name, value in msgspec.to_builtins(sample).items() if name != "scores"}
+            whole.update(msgspec.json.encode([split, plain], order="sorted"))
+    return whole.hexdigest()

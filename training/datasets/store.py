@@ -1,0 +1,464 @@
+"""Dataset versions: a folder of Parquet files and a record for each, named by the hash of their samples.
+
+The record holds the recipe, the place in the document history, and each document with its version, so the same version
+can be built again from it. It lies beside the files, and in the warehouse, where an erasure finds what it touches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from corpus.history import DocumentVersion, History
+from corpus.settings import Settings
+from corpus.warehouse import Erasure, Warehouse
+from training.datasets.building import Built, Ingredients, Kind, Recipe, build, digest
+from training.datasets.preferences import Feedback, length_bias, read_feedback
+from training.datasets.samples import SPLITS, InstructionSample, PreferenceSample, Sample, Split, answered, asked
+from training.datasets.wordsmith import Recorded, Wordsmith, Written
+from training.runs import code_revision
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from training.datasets.likeness import Embed
+
+RECORD, CARD = "record.json", "README.md"
+KINDS: Mapping[Kind, type[InstructionSample] | type[PreferenceSample]] = {
+    "instructions": InstructionSample,
+    "preferences": PreferenceSample,
+}
+DIGITS = 12
+ROWS_TOGETHER = 1_000
+
+
+class UnknownDataset(LookupError):
+    """There is no such dataset version; the message says where they are listed."""
+
+
+class InvalidRecipe(ValueError):
+    """A file that is no recipe; the message says what is wrong with it."""
+
+
+class CannotRebuild(RuntimeError):
+    """A version cannot be built again as it was; the message says what is in the way."""
+
+
+class Lineage(msgspec.Struct, frozen=True):
+    """A document that samples were made from, as it was."""
+
+    document_id: str
+    version: int
+    content_hash: str
+    family: str
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is known of a dataset version.
+
+    `id`: kind and the first digits of `hash`; `as_of`, `sequence`: the time asked for, if any, and the last row of the
+    document history that was seen; `generation`: which recipes cleaned the documents; `documents`: those that samples
+    rest on; `document_ids`: the same by id; `left_out`: by reason; `notes`: what a gate could not look at.
+    """
+
+    id: str
+    name: str
+    kind: Kind
+    hash: str
+    created_at: datetime
+    generation: str
+    as_of: datetime | None
+    sequence: int
+    recipe: Recipe
+    splits: dict[str, int]
+    document_ids: tuple[str, ...]
+    documents: tuple[Lineage, ...]
+    code_revision: str | None
+    statistics: dict[str, Any]
+    left_out: dict[str, int] = {}
+    notes: dict[str, str] = {}
+
+
+class Store:
+    """The dataset versions of a home. `say` is told what is being done."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        warehouse: Warehouse,
+        history: History,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        say: Callable[[str], None] = lambda told: None,
+    ) -> None:
+        self._settings, self._warehouse, self._history = settings, warehouse, history
+        self._now, self._say = now, say
+        self.directory = settings.datasets_directory
+
+    def build(
+        self,
+        recipe: Recipe,
+        *,
+        name: str,
+        as_of: datetime | None = None,
+        generation: str | None = None,
+        wordsmith: Wordsmith | None = None,
+        embed: Embed | None = None,
+    ) -> Record:
+        """Build a version from the documents as they are, or were at `as_of`; one that is there already is kept.
+
+        Raises what `building.build` does, HistoryUnavailable, WarehouseUnavailable.
+        """
+        self._history.refresh()
+        sequence, began = self._history.last(), self._now()
+        self._say("reading the document history")
+        documents = self._history.documents(as_of=as_of, sequence=sequence, generation=generation)
+        built, samples_hash = self._built(recipe, documents, wordsmith, embed)
+        record = Record(
+            id=f"{recipe.kind}-{samples_hash[:DIGITS]}",
+            name=name,
+            kind=recipe.kind,
+            hash=samples_hash,
+            created_at=began,
+            generation=documents[0].generation,
+            as_of=as_of,
+            sequence=sequence,
+            recipe=recipe,
+            splits={split: len(samples) for split, samples in built.splits.items()},
+            **_lineage(built, documents),
+            code_revision=code_revision(),
+            statistics=statistics(built.splits, recipe.kind),
+            left_out=dict(built.left_out),
+            notes=dict(built.notes),
+        )
+        known = self._known(record.id)
+        record = known or record
+        self._keep(record, built)
+        return record
+
+    def rebuild(self, id: str, embed: Embed | None = None) -> Record:
+        """Build a version again from its record alone. Models are not asked: their words are in the warehouse.
+
+        Raises UnknownDataset, and CannotRebuild where it would not be the same.
+        """
+        record = self.record(id)
+        self._refuse_erased(record)
+        self._history.refresh()
+        documents = self._history.documents(as_of=record.as_of, sequence=record.sequence, generation=record.generation)
+        missing = set(record.document_ids) - {each.document_id for each in documents}
+        if missing:
+            raise CannotRebuild(
+                f"{record.id} rests on {_count(len(missing), 'document')} that the history does not hold "
+                f"({sorted(missing)[0]}): build a new version"
+            )
+        built, samples_hash = self._built(record.recipe, documents, None, embed)
+        if samples_hash != record.hash:
+            here = code_revision()
+            other = f" (built by {record.code_revision}, here is {here})" if here != record.code_revision else ""
+            raise CannotRebuild(
+                f"what {record.id} is built to now has another hash ({samples_hash[:DIGITS]}): the program that makes "
+                f"samples has changed{other}; take that version of it, or build a new version"
+            )
+        self._keep(record, built)
+        return record
+
+    def records(self) -> list[Record]:
+        """The record of every version, newest first."""
+        return [_from_plain(each) for each in self._warehouse.built("datasets") if "recipe" in each]
+
+    def record(self, id: str) -> Record:
+        """The record that an id, the beginning of one, or a name (its newest version) means. Raises UnknownDataset."""
+        records = self.records()
+        found = [each for each in records if id == each.id] or [each for each in records if id == each.name][:1]
+        found = found or [each for each in records if id and each.id.startswith(id)]
+        if len(found) > 1:
+            raise UnknownDataset(f"{id!r} is the beginning of {', '.join(each.id for each in found)}: give more of it")
+        if not found:
+            raise UnknownDataset(f"there is no dataset {id!r}: `twin dataset list` shows them")
+        return found[0]
+
+    def folder(self, record: Record) -> Path:
+        """Where the files of a version lie. Raises UnknownDataset where they are not on this machine."""
+        folder = self.directory / record.id
+        if not (folder / RECORD).is_file():
+            raise UnknownDataset(
+                f"the files of {record.id} are not in {self.directory}: `twin dataset build --from {record.id}`"
+            )
+        return folder
+
+    def state(self, record: Record) -> str:
+        """Whether the files of a version are here: `here`, `record only`, or `erased` for good."""
+        if erased_since(self._warehouse.erasures({}), record) is not None:
+            return "erased"
+        return "here" if (self.directory / record.id / RECORD).is_file() else "record only"
+
+    def take_in(self, path: Path | None) -> tuple[str, ...]:
+        """Keep the feedback in a file of JSON lines, if one is named; the ids of all there is. Raises NotFeedback."""
+        if path is not None:
+            rows = {row.feedback_id: msgspec.to_builtins(row) for row in read_feedback(path)}
+            self._warehouse.record_told("feedback", rows)
+        return tuple(str(row["feedback_id"]) for row in self._warehouse.feedback())
+
+    def samples(self, record: Record) -> dict[Split, list[Sample]]:
+        """The samples of each split, read from the files of a version."""
+        folder = self.folder(record)
+        return {split: list(read_split(folder / f"{split}.parquet", record.kind)) for split in SPLITS}
+
+    def _built(
+        self,
+        recipe: Recipe,
+        documents: Sequence[DocumentVersion],
+        wordsmith: Wordsmith | None,
+        embed: Embed | None,
+    ) -> tuple[Built, str]:
+        recorded = (
+            Recorded(wordsmith, _Kept(self._warehouse, recipe.wordsmith), recipe.wordsmith)
+            if recipe.wordsmith
+            else None
+        )
+        feedback = self._feedback(recipe.feedback)
+        texts = evaluation_texts(self._settings, recipe.evaluation_sets)
+        self._say(f"making samples of {_count(len(documents), 'document')}")
+        built = build(recipe, Ingredients(documents, recorded, embed, texts, feedback))
+        return built, digest(recipe.kind, built.splits)
+
+    def _feedback(self, ids: Sequence[str]) -> list[Feedback]:
+        found = {each["feedback_id"]: each for each in self._warehouse.feedback()} if ids else {}
+        missing = set(ids) - set(found)
+        if missing:
+            raise CannotRebuild(
+                f"{_count(len(missing), 'line')} of feedback are not in the warehouse any more: build a new version"
+            )
+        return sorted((msgspec.convert(found[id], Feedback) for id in ids), key=lambda row: (row.at, row.feedback_id))
+
+    def _known(self, id: str) -> Record | None:
+        return next((_from_plain(each) for each in self._warehouse.built("datasets", id)), None)
+
+    def _keep(self, record: Record, built: Built) -> None:
+        """The record first: a folder without one would be hidden from an erasure."""
+        self._warehouse.record_built("datasets", {**_plain(record), "_id": record.id})
+        folder = self.directory / record.id
+        if not (folder / RECORD).is_file():
+            self._say(f"writing {folder}")
+            write_folder(folder, record, built.splits)
+        try:
+            # An erasure that began while this was built did not see it.
+            self._refuse_erased(record)
+        except CannotRebuild:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _refuse_erased(self, record: Record) -> None:
+        erased = erased_since(self._warehouse.erasures({}), record)
+        if erased is not None:
+            id, erasure = erased
+            raise CannotRebuild(
+                f"{record.id} rests on document {id}, which was erased for good on "
+                f"{erasure.erased_at:%Y-%m-%d} (erasure {erasure.id}): it is not built again; build a new version"
+            )
+
+
+def erased_since(erasures: Iterable[Erasure], record: Record) -> tuple[str, Erasure] | None:
+    """A document of this version that was erased after it was read for it, and the erasure; None if there is none."""
+    of = set(record.document_ids)
+    for erasure in erasures:
+        if erasure.erased_at >= record.created_at:
+            for id in erasure.document_ids:
+                if id in of:
+                    return id, erasure
+    return None
+
+
+class _Kept(dict[str, Written]):
+    """What a model wrote, read from the warehouse once, and kept there."""
+
+    def __init__(self, warehouse: Warehouse, model: str) -> None:
+        super().__init__((key, msgspec.convert(each, Written)) for key, each in warehouse.written(model).items())
+        self._warehouse = warehouse
+
+    def __setitem__(self, key: str, written: Written) -> None:
+        self._warehouse.record_told("written", {key: msgspec.to_builtins(written)})
+        super().__setitem__(key, written)
+
+
+# Files
+
+
+def write_folder(folder: Path, record: Record, splits: Mapping[Split, Sequence[Sample]]) -> None:
+    """Write the files of a version so that the folder is there as a whole or not at all. Raises OSError."""
+    import pyarrow.parquet as parquet
+
+    from training.datasets.cards import card
+
+    beside = folder.with_name(f".{folder.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    beside.mkdir(parents=True)
+    try:
+        for split, samples in splits.items():
+            parquet.write_table(as_table(samples, record.kind), beside / f"{split}.parquet", compression="zstd")
+        (beside / CARD).write_text(card(record), encoding="utf-8")
+        (beside / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1))
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.rename(folder)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def as_table(samples: Sequence[Sample], kind: Kind) -> pa.Table:
+    """The samples as a table: a column for each field, `scores` as JSON text."""
+    import pyarrow as pa
+
+    names = KINDS[kind].__struct_fields__
+    types = {name: pa.int64() if name in ("version", "start", "end") else pa.string() for name in names}
+    rows = [
+        {**{name: getattr(sample, name) for name in names}, "scores": msgspec.json.encode(sample.scores).decode()}
+        for sample in samples
+    ]
+    return pa.Table.from_pylist(rows, schema=pa.schema([(name, types[name]) for name in names]))
+
+
+def read_split(path: Path, kind: Kind) -> Iterator[Sample]:
+    """The samples of a file that `write_folder` wrote."""
+    import pyarrow.parquet as parquet
+
+    for batch in parquet.ParquetFile(path).iter_batches(ROWS_TOGETHER):
+        for row in batch.to_pylist():
+            yield msgspec.convert({**row, "scores": msgspec.json.decode(row["scores"])}, KINDS[kind])
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file. Raises InvalidRecipe."""
+    try:
+        return msgspec.yaml.decode(path.read_bytes(), type=Recipe)
+    except OSError as error:
+        raise InvalidRecipe(f"{path} cannot be read ({error.strerror}): name a recipe") from error
+    except msgspec.DecodeError as error:
+        known = ", ".join(Recipe.__struct_fields__)
+        raise InvalidRecipe(f"{path}: {error}; a recipe has {known}") from error
+
+
+# Evaluation sets
+
+
+def evaluation_sets(settings: Settings) -> dict[str, str]:
+    """Every registered evaluation set: SHA-256 of its file by its name."""
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _evaluation_files(settings).items()}
+
+
+def evaluation_texts(settings: Settings, wanted: Mapping[str, str]) -> dict[str, list[str]]:
+    """The texts of these evaluation sets. Raises CannotRebuild where one is gone or has changed."""
+    files = _evaluation_files(settings)
+    texts: dict[str, list[str]] = {}
+    for name, expected in wanted.items():
+        content = files[name].read_bytes() if name in files else None
+        if content is None or hashlib.sha256(content).hexdigest() != expected:
+            raise CannotRebuild(
+                f"the evaluation set {name} {'is gone' if content is None else 'has changed'}: put the file back as it "
+                f"was ({settings.home / 'evaluation'}), or build a new version"
+            )
+        texts[name] = [text for line in content.splitlines() if line.strip() for text in _texts(line, name)]
+    return texts
+
+
+def _evaluation_files(settings: Settings) -> dict[str, Path]:
+    """Those that come with the program, and the JSON lines in the home's folder `evaluation`."""
+    places = (Path(__file__).parents[1] / "evaluation" / "sets", settings.home / "evaluation")
+    return {path.stem: path for place in places for path in sorted(place.glob("*.jsonl"))}
+
+
+def _texts(line: bytes, name: str) -> list[str]:
+    try:
+        row = msgspec.json.decode(line)
+    except msgspec.DecodeError as error:
+        raise CannotRebuild(f"the evaluation set {name} has a line that is not JSON ({error})") from error
+    return [value for value in row.values() if isinstance(value, str)] if isinstance(row, dict) else []
+
+
+# What a version is, in figures
+
+
+def statistics(splits: Mapping[Split, Sequence[Sample]], kind: Kind) -> dict[str, Any]:
+    """Counts by split, method, author, category and language; lengths in words; of preferences the length bias."""
+    everything = [sample for samples in splits.values() for sample in samples]
+    lengths = sorted(len(answered(sample).split()) for sample in everything)
+    found: dict[str, Any] = {
+        name: dict(Counter(str(getattr(sample, name) or "unknown") for sample in everything).most_common())
+        for name in ("method", "author", "category", "language", "generator")
+    }
+    found["answer_words"] = {
+        "least": lengths[0],
+        "median": lengths[len(lengths) // 2],
+        "most": lengths[-1],
+        "all": sum(lengths),
+    }
+    found["question_words"] = {"all": sum(len(asked(sample).split()) for sample in everything)}
+    found["families"] = len({sample.family for sample in everything})
+    grounding = [sample.scores["grounding"] for sample in everything if "grounding" in sample.scores]
+    if grounding:
+        found["ungrounded"] = sum(score == 0 for score in grounding)
+    if kind == "preferences":
+        pairs = [sample for sample in everything if isinstance(sample, PreferenceSample)]
+        found["length_bias"] = msgspec.json.decode(msgspec.json.encode(length_bias(pairs)))
+    return found
+
+
+def _lineage(built: Built, documents: Sequence[DocumentVersion]) -> dict[str, Any]:
+    used = {sample.document_id for samples in built.splits.values() for sample in samples}
+    lineage = tuple(
+        Lineage(each.document_id, each.version, each.content_hash, built.families[each.document_id])
+        for each in sorted(documents, key=lambda each: each.document_id)
+        if each.document_id in used
+    )
+    return {"documents": lineage, "document_ids": tuple(sorted(used - {""}))}
+
+
+def difference(one: Record, other: Record, samples: Mapping[str, Mapping[Split, Sequence[Sample]]]) -> dict[str, Any]:
+    """What the second version has and the first has not, and the other way round. `samples`: by the ids of both."""
+    before, after = ({each.document_id: each for each in record.documents} for record in (one, other))
+    texts = [
+        {(split, asked(sample), answered(sample)) for split, found in samples[record.id].items() for sample in found}
+        for record in (one, other)
+    ]
+    recipes = [msgspec.to_builtins(record.recipe) for record in (one, other)]
+    return {
+        "documents": {
+            "added": sorted(set(after) - set(before)),
+            "removed": sorted(set(before) - set(after)),
+            "changed": sorted(id for id in set(before) & set(after) if before[id].version != after[id].version),
+        },
+        "samples": {
+            split: {
+                "added": len({text for text in texts[1] - texts[0] if text[0] == split}),
+                "removed": len({text for text in texts[0] - texts[1] if text[0] == split}),
+                "same": len({text for text in texts[0] & texts[1] if text[0] == split}),
+            }
+            for split in SPLITS
+        },
+        "recipe": {
+            name: [recipes[0][name], recipes[1][name]] for name in recipes[0] if recipes[0][name] != recipes[1][name]
+        },
+        "generation": None if one.generation == other.generation else [one.generation, other.generation],
+    }
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(record, builtin_types=(datetime,))
+    return plain
+
+
+def _from_plain(plain: Mapping[str, Any]) -> Record:
+    return msgspec.convert(plain, Record)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

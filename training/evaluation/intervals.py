@@ -1,0 +1,79 @@
+"""Intervals of figures by resampling: how far a figure would move had the samples been others of their kind. No I/O.
+
+A figure is a function from weights to values: a row of weights says how often each sample counts. So one function
+gives the figure itself (each sample once) and what it is in every resample, and two models are compared in the same
+resamples.
+Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.evaluation.figures import Comparison, Metric
+
+Floats = NDArray[np.floating[Any]]
+# Weights, shape (draws, samples), to the figure in each draw, shape (draws,).
+Figure = Callable[[Floats], Floats]
+RESAMPLES = 1_000
+CONFIDENCE = 0.95
+
+
+def mean(values: Sequence[float] | Floats) -> Figure:
+    """The mean over the samples."""
+    found = np.asarray(values, float)
+    return lambda weights: np.asarray((weights @ found) / weights.sum(axis=1))
+
+
+def ratio(
+    above: Sequence[float], below: Sequence[float], then: Callable[[Floats], Floats] = lambda value: value
+) -> Figure:
+    """A function of the sum of `above` over the sum of `below`."""
+    over, under = np.asarray(above, float), np.asarray(below, float)
+    return lambda weights: then((weights @ over) / (weights @ under))
+
+
+def metric(
+    name: str, better: Literal["lower", "higher"], figure: Figure, n: int, seed: int, *, moved: bool = False
+) -> Metric:
+    """The figure over all `n` samples with its percentile interval.
+
+    `moved`: shifted by the mean error of the resamples. A distance of distributions is larger in every resample than it
+    is, because a sample that counts twice brings no new words. Raises ValueError without samples.
+    """
+    value, drawn = _values(figure, n, seed)
+    low, high = _interval(drawn, value if moved else None)
+    return Metric(name=name, better=better, value=value, low=low, high=high, n=n)
+
+
+def comparison(name: str, one: Figure, other: Figure, n: int, seed: int, *, moved: bool = False) -> Comparison:
+    """`one` minus `other`, both taken in the same resamples. Raises ValueError without samples."""
+
+    def difference(weights: Floats) -> Floats:
+        return one(weights) - other(weights)
+
+    value, drawn = _values(difference, n, seed)
+    low, high = _interval(drawn, value if moved else None)
+    return Comparison(name=name, difference=value, low=low, high=high, n=n)
+
+
+def _values(figure: Figure, n: int, seed: int) -> tuple[float, Floats]:
+    if n < 1:
+        raise ValueError("a figure needs a sample")
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(float)
+    return float(figure(np.ones((1, n)))[0]), figure(weights)
+
+
+def _interval(drawn: Floats, around: float | None) -> tuple[float, float]:
+    """The middle CONFIDENCE of the draws; a draw that gave no number (nothing in it to divide by) is left out."""
+    known = drawn[np.isfinite(drawn)]
+    rest = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(known, (rest, 1 - rest))
+    if around is None:
+        return float(low), float(high)
+    error = float(known.mean()) - around
+    return min(around, float(low) - error), max(around, float(high) - error)

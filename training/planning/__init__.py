@@ -1,0 +1,1 @@
+"""What a training run takes, told before anything is loaded or rented."""

@@ -1,0 +1,257 @@
+"""`twin model`: the versions of the model, who decides about them, and which of them the app asks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from corpus.terminal import bold, bounded, faint, print_json, printable
+from training.release.deploy_command import register_deploy
+
+if TYPE_CHECKING:
+    from corpus.settings import Settings
+    from training.release.gate import Decision, Rules
+    from training.release.registry import ModelVersion, Records, Registry
+
+REGISTER = """\
+Make a finished run a version of the model, a candidate, with what `twin evaluate` found of it. A run that is registered
+already takes the new evaluation."""
+APPROVE = """\
+Make a version champion. It must pass the release gate: by the program's rules or those of --rules, as it was
+compared with the present champion, or with its base where there is none. --override records why it may all the same."""
+ROLLBACK = """\
+Make the former champion champion again, also for the app: its server answers before the other's is stopped."""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `model` and its verbs; each sets `handler`, a function of (arguments, settings) to the exit code."""
+    parser = subparsers.add_parser("model", help="the versions of the model: approve, deploy, roll back")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, told: str, description: str | None, handler: Any) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=told, description=description or f"{told[:1].upper()}{told[1:]}.")
+        made.add_argument("--json", action="store_true", help="print the result as JSON")
+        made.set_defaults(handler=handler)
+        return made
+
+    def rules(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--rules", type=Path, metavar="FILE", help="the rules (default: those of the program)")
+
+    def named(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--by", required=True, metavar="NAME", help="who decides")
+
+    verb("list", "list the versions", None, list_models)
+    show = verb("show", "show a version, what it is made of, and what the gate says", None, show_model)
+    rules(show)
+    registered = verb("register", "make a finished run a version", REGISTER, register_run)
+    registered.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    registered.add_argument("--evaluation", type=Path, metavar="FILE", help="default: RUN/evaluation/evaluation.json")
+    approve = verb("approve", "make a version champion", APPROVE, approve_model)
+    rules(approve)
+    reject = verb("reject", "note that a version is not to be used", None, reject_model)
+    reject.add_argument("--reason", required=True, metavar="TEXT", help="why")
+    for made in (show, approve, reject):
+        made.add_argument("version", metavar="VERSION", help="its id, such as twin-3")
+    rollback = verb("rollback", "make the former champion champion again", ROLLBACK, roll_back)
+    rollback.add_argument("--reason", default="not said", metavar="TEXT", help="why")
+    for made in (approve, reject, rollback):
+        named(made)
+    for made in (approve, rollback):
+        made.add_argument("--override", metavar="REASON", help="do it although it is refused, for this reason")
+    seconds = bounded(float, 0, 86_400, "a number of seconds up to 86400")
+    rollback.add_argument(
+        "--ready", type=seconds, default=300.0, metavar="S", help="seconds for a server to load (default 300)"
+    )
+    register_deploy(verbs)
+
+
+def registry_of(settings: Settings, warehouse: Records) -> Registry:
+    """The registry of these settings; what MLflow cannot be told is said to the terminal."""
+    from corpus.generations import aliases_of
+    from training.release.registry import Registry
+    from training.release.tracking import tell_versions, uri_of
+
+    def live() -> str | None:
+        alias = aliases_of(settings).read()
+        return None if alias is None else alias.live.name
+
+    return Registry(settings.home, warehouse, told=partial(tell_versions, uri_of(settings)), live=live, say=_say)
+
+
+def rules_of(path: Path | None, settings: Settings) -> Rules:
+    """The rules of this file, of TWIN_RELEASE_RULES, or those that come with the program. Raises InvalidRules."""
+    from training.release.gate import load_rules
+
+    return load_rules(path or settings.release_rules)
+
+
+def list_models(namespace: argparse.Namespace, settings: Settings) -> int:
+    """`twin model list`: 0."""
+    import msgspec
+
+    from corpus import warehouse
+
+    with warehouse.connect(settings) as documents:
+        versions = registry_of(settings, documents).versions()
+    if namespace.json:
+        print_json(msgspec.to_builtins(versions))
+        return 0
+    if not versions:
+        sys.stdout.write("no model yet: `twin train sft`, `twin evaluate`, then `twin model register RUN`\n")
+    for version in versions:
+        line = (
+            f"{version.id:<10} {version.state:<10} {version.created_at:%Y-%m-%d %H:%M}  {version.method} "
+            f"{version.stage.upper()} on {version.dataset}"
+        )
+        line = printable(line)
+        sys.stdout.write((bold(line) if version.state == "champion" else line) + "\n")
+    return 0
+
+
+def show_model(namespace: argparse.Namespace, settings: Settings) -> int:
+    """`twin model show`: 0, 1 for an unknown version, 2 for rules that cannot be used."""
+    import msgspec
+
+    from corpus import warehouse
+    from training.release.gate import InvalidRules
+
+    try:
+        rules = rules_of(namespace.rules, settings)
+    except InvalidRules as error:
+        return _told(error, 2)
+    with warehouse.connect(settings) as documents:
+        registry = registry_of(settings, documents)
+        version = registry.version(namespace.version)
+        decision, stale = registry.judged(version, rules), registry.stale(version)
+    if namespace.json:
+        told = {"gate": msgspec.to_builtins(decision), "stale": None if stale is None else stale[0]}
+        print_json({**msgspec.to_builtins(version), **told})
+        return 0
+    sys.stdout.write(printable(shown(version, decision, None if stale is None else stale[0])) + "\n")
+    return 0
+
+
+def shown(version: ModelVersion, decision: Decision, stale: str | None) -> str:
+    """A version for a person."""
+    lines = [
+        f"{version.id}  {version.state}",
+        f"  model       {version.folder}",
+        f"  trained     {version.method} {version.stage.upper()} from {version.base_model}, run {version.run}",
+        f"  datasets    {', '.join(version.datasets)} ({len(version.document_ids)} documents)",
+        f"  generation  {version.generation}",
+        f"  code        {version.code_revision or 'unknown'}",
+        f"  evaluated   {version.evaluation.created_at:%Y-%m-%d %H:%M} on {version.evaluation.dataset}, against "
+        f"{version.evaluation.against or 'nothing'}",
+    ]
+    for metric in version.evaluation.metrics.values():
+        lines.append(
+            f"    {metric.name:<22} {metric.value:>10.4g}  {metric.low:.4g} to {metric.high:.4g}, n {metric.n}"
+        )
+    if stale is not None:
+        lines.append(f"  stale       document {stale}, which it is made from, was erased")
+    lines.append(f"  gate        {'passes' if decision.passes else 'refuses'}")
+    lines += [f"    {reason}" for reason in decision.reasons]
+    lines += [f"    not judged: {reason}" for reason in decision.not_judged]
+    lines.append("  decisions")
+    for decided in version.decisions:
+        lines.append(f"    {decided.at:%Y-%m-%d %H:%M}  {decided.what}{f' by {decided.by}' if decided.by else ''}")
+        lines += [f"      {reason}" for reason in decided.reasons]
+    return "\n".join(lines)
+
+
+def register_run(namespace: argparse.Namespace, settings: Settings) -> int:
+    """`twin model register`: 0 when registered, 1 when it cannot be."""
+    from corpus import warehouse
+    from training.evaluation.figures import read_evaluation
+    from training.release.tracking import tell
+
+    evaluation = read_evaluation(namespace.evaluation or namespace.run / "evaluation")
+    tell(settings, say=_say, also=namespace.run)
+    with warehouse.connect(settings) as documents:
+        version = registry_of(settings, documents).register(namespace.run, evaluation)
+    return _result(namespace, version, f"{version.id} is registered, {version.state}")
+
+
+def approve_model(namespace: argparse.Namespace, settings: Settings) -> int:
+    """`twin model approve`: 0 when it is champion, 1 when it is refused, 2 for usage."""
+    from corpus import warehouse
+    from training.release.gate import InvalidRules
+
+    for name in ("by", "override"):
+        if getattr(namespace, name) is not None and not getattr(namespace, name).strip():
+            return _told(f"--{name} is empty: say it", 2)
+    try:
+        rules = rules_of(namespace.rules, settings)
+    except InvalidRules as error:
+        return _told(error, 2)
+    with warehouse.connect(settings) as documents:
+        registry = registry_of(settings, documents)
+        version = registry.approve(namespace.version, by=namespace.by, rules=rules, override=namespace.override)
+    if not namespace.json:
+        for reason in version.decisions[-1].reasons:
+            sys.stdout.write(printable(f"  {reason}\n"))
+    return _result(
+        namespace, version, f"{version.id} is champion; `twin model deploy {version.id}` lets the app ask it"
+    )
+
+
+def reject_model(namespace: argparse.Namespace, settings: Settings) -> int:
+    """`twin model reject`: 0 when noted, 1 when it cannot be, 2 for usage."""
+    from corpus import warehouse
+
+    for name in ("by", "reason"):
+        if not getattr(namespace, name).strip():
+            return _told(f"--{name} is empty: say it", 2)
+    with warehouse.connect(settings) as documents:
+        registry = registry_of(settings, documents)
+        version = registry.reject(namespace.version, by=namespace.by, reason=namespace.reason)
+    return _result(namespace, version, f"{version.id} is rejected")
+
+
+def roll_back(namespace: argparse.Namespace, settings: Settings) -> int:
+    """`twin model rollback`: 0 when the former is champion again, 1 when it cannot be, 2 for usage."""
+    from corpus import warehouse
+    from training.release import deploying
+    from training.release.servers import key_for
+
+    for name in ("by", "reason", "override"):
+        if getattr(namespace, name) is not None and not getattr(namespace, name).strip():
+            return _told(f"--{name} is empty: say it", 2)
+    with warehouse.connect(settings) as documents:
+        restored, withdrawn = deploying.rollback(
+            settings.home,
+            registry_of(settings, documents),
+            by=namespace.by,
+            reason=namespace.reason,
+            now=datetime.now(UTC),
+            override=namespace.override,
+            wait=namespace.ready,
+            key=partial(key_for, settings),
+        )
+    told = f"{restored.id} is champion again"
+    return _result(namespace, restored, f"{told}, {withdrawn.id} is rejected" if withdrawn else told)
+
+
+def _result(namespace: argparse.Namespace, version: ModelVersion, told: str) -> int:
+    import msgspec
+
+    if namespace.json:
+        print_json(msgspec.to_builtins(version))
+    else:
+        sys.stdout.write(printable(told) + "\n")
+    return 0
+
+
+def _say(line: str) -> None:
+    """Progress goes where it does not mix with the result."""
+    sys.stderr.write(faint(printable(line)) + "\n")
+    sys.stderr.flush()
+
+
+def _told(error: Exception | str, code: int) -> int:
+    sys.stderr.write(f"twin: {printable(str(error))}\n")
+    return code

@@ -1,0 +1,428 @@
+"""Deploying: which versions of the model the app asks, as `deployment.json` of the home tells it.
+
+A new version is a canary first: it gives a share of the answers, and is held against the champion by the app's own
+counts. The file is replaced as a whole, and a server that is to take over answers before it does, so that questions are
+answered throughout.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from corpus.files import replace_file
+from corpus.settings import without_password
+from training.release import servers
+from training.release.gate import CanaryRules
+from training.release.registry import ModelVersion, Registry
+from training.release.servers import DIRECTORY, ServerFailed
+
+if TYPE_CHECKING:
+    from corpus.settings import Settings
+
+DEPLOYMENT, BASELINE, LOCK = "deployment.json", "baseline", "deployment.lock"
+LOOK_SECONDS, APP_SECONDS = 2.0, 15.0
+# An answer that began a moment before the file was replaced may not have reached its server yet.
+GRACE_SECONDS = 1.0
+# The quantile of the normal distribution for 95 % on two sides.
+Z = 1.959963984540054
+
+
+class CannotDeploy(RuntimeError):
+    """A version may not be deployed, promoted or taken back like this; the message says what to do instead."""
+
+
+class AppUnavailable(ConnectionError):
+    """The app does not tell how the models do; the message says what to do."""
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of the model and where it is served: `model`, what its server calls it; `since` when it answers."""
+
+    version: str
+    url: str
+    model: str
+    since: datetime
+
+
+class Canary(Target, frozen=True, kw_only=True):
+    """A version that gives a share of the answers."""
+
+    share: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
+    """`deployment.json`; `former`: whom `twin model rollback` goes back to."""
+
+    champion: Target | None = None
+    canary: Canary | None = None
+    former: Target | None = None
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """How a version did: how often it was asked and failed; `p95`: seconds that 95 % of its answers stay below."""
+
+    answers: int = 0
+    failed: int = 0
+    p95: float | None = None
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What a canary's answers so far speak for, and why."""
+
+    what: Literal["promote", "take back", "wait"]
+    reasons: tuple[str, ...]
+
+
+# What is deployed
+
+
+def read(home: Path) -> Deployment:
+    """What is deployed in this home. Raises CannotDeploy where that cannot be read."""
+    try:
+        return msgspec.json.decode((home / DEPLOYMENT).read_bytes(), type=Deployment)
+    except FileNotFoundError:
+        return Deployment()
+    except (OSError, msgspec.DecodeError) as error:
+        raise CannotDeploy(
+            f"{home / DEPLOYMENT} cannot be read ({error}): mend or remove it, then deploy anew"
+        ) from error
+
+
+def _write(home: Path, deployment: Deployment) -> None:
+    content = msgspec.json.format(msgspec.json.encode(deployment))
+    replace_file(home / DEPLOYMENT, content, lasting=True)
+
+
+@contextmanager
+def _changing(home: Path) -> Iterator[Deployment]:
+    """What is deployed, which nobody else changes meanwhile."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield read(home)
+
+
+def must_be_deployable(deployment: Deployment, version: ModelVersion, share: float) -> None:
+    """Raise CannotDeploy unless this version may give this share of the answers beside what is deployed."""
+    if version.state == "rejected":
+        raise CannotDeploy(f"{version.id} was rejected: deploy another, or approve it after all (`twin model approve`)")
+    if deployment.champion is not None and deployment.champion.version == version.id:
+        # It is served anew, or elsewhere.
+        return
+    if deployment.canary is not None and deployment.canary.version != version.id:
+        raise CannotDeploy(
+            f"{deployment.canary.version} is the canary now: `twin model deploy --promote` or `--rollback` first"
+        )
+    if version.state != "champion" and (share >= 1 or deployment.champion is None):
+        alone = "with share 1" if share >= 1 else "where no champion answers yet"
+        raise CannotDeploy(
+            f"{version.id} is {version.state}, and only an approved version is deployed {alone}: "
+            f"`twin model approve {version.id} --by NAME`"
+        )
+
+
+def deploy(home: Path, version: ModelVersion, *, url: str, model: str, share: float, now: datetime) -> Deployment:
+    """Let this version, whose server answers at `url`, give `share` of the answers: all of them where no other does.
+
+    Of the one that gives them already the address is replaced. Raises CannotDeploy.
+    """
+    with _changing(home) as deployment:
+        must_be_deployable(deployment, version, share)
+        if deployment.champion is not None and deployment.champion.version == version.id:
+            champion = msgspec.structs.replace(deployment.champion, url=url, model=model)
+            deployment = msgspec.structs.replace(deployment, champion=champion)
+        elif deployment.champion is None or share >= 1:
+            champion = Target(version=version.id, url=url, model=model, since=now)
+            deployment = Deployment(champion=champion, former=deployment.champion or deployment.former)
+        else:
+            canary = Canary(version=version.id, url=url, model=model, since=now, share=share)
+            deployment = msgspec.structs.replace(deployment, canary=canary)
+        _write(home, deployment)
+    return deployment
+
+
+def promote(home: Path, version: ModelVersion, *, now: datetime) -> Deployment:
+    """Let the canary, which this version must be, give all answers; the champion until now becomes former.
+
+    Raises CannotDeploy.
+    """
+    with _changing(home) as deployment:
+        canary = _canary(deployment)
+        if canary.version != version.id:
+            raise CannotDeploy(f"{canary.version} is the canary, not {version.id}: `twin model deploy --status`")
+        if version.state != "champion":
+            raise CannotDeploy(
+                f"{version.id} is {version.state}, and only an approved version gives all answers: "
+                f"`twin model approve {version.id} --by NAME`, then again"
+            )
+        champion = Target(version=canary.version, url=canary.url, model=canary.model, since=now)
+        deployment = Deployment(champion=champion, former=deployment.champion)
+        _write(home, deployment)
+    return deployment
+
+
+def take_back(home: Path, *, seconds: float = servers.STOP_SECONDS) -> Canary:
+    """Let the champion give all answers again, then end the canary's server if this home started it; the canary.
+
+    Raises CannotDeploy.
+    """
+    with _changing(home) as deployment:
+        canary = _canary(deployment)
+        _write(home, msgspec.structs.replace(deployment, canary=None))
+    _stop(home, canary.version, seconds)
+    return canary
+
+
+def _canary(deployment: Deployment) -> Canary:
+    if deployment.canary is None:
+        raise CannotDeploy("there is no canary: `twin model deploy VERSION` makes one")
+    return deployment.canary
+
+
+def _stop(home: Path, version: str, seconds: float) -> None:
+    server = servers.served(home, version)
+    if server is not None and servers.runs(server):
+        time.sleep(GRACE_SECONDS)
+        servers.stop(server, seconds=seconds)
+
+
+def serve(
+    home: Path,
+    version: ModelVersion,
+    *,
+    wait: float,
+    command: Callable[[Path, int], tuple[str, ...]] = servers.SERVERS["transformers"].command,
+) -> servers.Served:
+    """Start a server of this version on this machine and wait until it answers; one that runs already is taken.
+
+    Raises ServerFailed; then it does not run.
+    """
+    server = servers.served(home, version.id)
+    if server is not None and server.model != version.folder:
+        # Another model had this name in a former life of the home.
+        servers.stop(server)
+    if server is None or not servers.runs(server):
+        folder, port = Path(version.folder), servers.free_port()
+        server = servers.start(home, version.id, command(folder, port), model=str(folder), port=port)
+    try:
+        servers.wait_until_ready(server, seconds=wait)
+    except BaseException:
+        servers.stop(server, seconds=1.0)
+        raise
+    return server
+
+
+def resume(home: Path, *, wait: float, say: Callable[[str], None]) -> list[str]:
+    """Start those servers again that this home once started and that are deployed; the versions that answer again."""
+    deployment = read(home)
+    found = []
+    for target in (deployment.champion, deployment.canary):
+        server = None if target is None else servers.served(home, target.version)
+        if target is None or server is None or server.url != target.url or servers.runs(server):
+            continue
+        server = servers.again(home, server)
+        try:
+            servers.wait_until_ready(server, seconds=wait)
+            found.append(target.version)
+        except ServerFailed as error:
+            say(f"{target.version} is deployed and not served: {error}")
+    return found
+
+
+# Going back
+
+
+def rollback(
+    home: Path,
+    registry: Registry,
+    *,
+    by: str,
+    reason: str,
+    now: datetime,
+    override: str | None = None,
+    wait: float,
+    key: Callable[[str], str | None] = lambda url: None,
+    seconds: float = servers.STOP_SECONDS,
+) -> tuple[ModelVersion, ModelVersion | None]:
+    """Make the former champion champion again, for the registry and for the app; it, and the one that was taken back.
+
+    Its server answers before the app is told, and the app is told before the other's server ends. `key`: of the server
+    at an address. Done again after a crash it ends the same. Raises NotReleased, CannotDeploy, ServerFailed.
+    """
+    former = registry.may_restore(override)
+    with _changing(home) as deployment:
+        if deployment.champion is not None:
+            target = _ready(home, former, deployment, now, wait, key)
+            _write(home, Deployment(champion=target))
+    restored, withdrawn = registry.rollback(by=by, reason=reason, override=override)
+    for version in {each.version for each in (deployment.champion, deployment.canary) if each is not None}:
+        if version != restored.id:
+            _stop(home, version, seconds)
+    return restored, withdrawn
+
+
+def _ready(
+    home: Path,
+    version: ModelVersion,
+    deployment: Deployment,
+    now: datetime,
+    wait: float,
+    key: Callable[[str], str | None],
+) -> Target:
+    """Where this version answers now; a server of this home's own is started again for it."""
+    known = (deployment.champion, deployment.former)
+    target = next((each for each in known if each is not None and each.version == version.id), None)
+    server = servers.served(home, version.id)
+    if target is None and server is not None:
+        target = Target(version=version.id, url=server.url, model=server.model, since=now)
+    if target is None:
+        raise CannotDeploy(
+            f"nobody knows where {version.id} is served: `twin model deploy {version.id}` tells how to serve it, and "
+            f"with --url where it is; its state is {version.state}"
+        )
+    try:
+        servers.answer_one_token(target.url, target.model, key=key(target.url))
+    except ServerFailed as error:
+        if server is None or server.url != target.url:
+            raise ServerFailed(
+                f"{version.id} would be the champion again, and {error}: start its server at "
+                f"{without_password(target.url)}, then again"
+            ) from error
+        if not servers.runs(server):
+            server = servers.again(home, server)
+        servers.wait_until_ready(server, seconds=wait)
+    return msgspec.structs.replace(target, since=now)
+
+
+# Comparing
+
+
+def wilson(hits: int, of: int) -> tuple[float, float]:
+    """The interval (95 %) of a share of which `hits` of `of` were seen. Source: Wilson (1927)."""
+    if of == 0:
+        return 0.0, 1.0
+    share, square = hits / of, Z * Z
+    centre = (share + square / (2 * of)) / (1 + square / of)
+    half = Z / (1 + square / of) * math.sqrt(share * (1 - share) / of + square / (4 * of * of))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def difference_of_shares(one: tuple[int, int], other: tuple[int, int]) -> tuple[float, float, float]:
+    """The first share minus the second, each as (hits, of), and the ends of its interval (95 %).
+
+    Source: Newcombe, Interval estimation for the difference between independent proportions (1998), method 10.
+    """
+    (low, high), (other_low, other_high) = wilson(*one), wilson(*other)
+    share, other_share = one[0] / one[1], other[0] / other[1]
+    difference = share - other_share
+    return (
+        difference,
+        difference - math.hypot(share - low, other_high - other_share),
+        difference + math.hypot(high - share, other_share - other_low),
+    )
+
+
+def compare(canary: Counts, champion: Counts, rules: CanaryRules) -> Verdict:
+    """What the canary's answers so far speak for: it is promoted only if it surely does not fail more often by the
+    margin, taken back if it surely does or is too slow, and else awaits more answers."""
+    for name, counts in (("the canary", canary), ("the champion", champion)):
+        if counts.answers < rules.least_answers:
+            return Verdict(what="wait", reasons=(f"{name} gave {counts.answers} of {rules.least_answers} answers",))
+    difference, low, high = difference_of_shares((canary.failed, canary.answers), (champion.failed, champion.answers))
+    failures = (
+        f"{canary.failed} of {canary.answers} answers failed, of the champion's {champion.failed} of "
+        f"{champion.answers}: difference {difference:+.1%} ({low:+.1%} to {high:+.1%}), at most "
+        f"{rules.failure_margin:+.1%} is allowed"
+    )
+    if low > rules.failure_margin:
+        return Verdict(what="take back", reasons=(failures,))
+    if canary.p95 is None or champion.p95 is None:
+        return Verdict(what="wait", reasons=(failures, "one of them has finished no answer yet"))
+    allowed = champion.p95 * rules.latency_factor
+    slow = f"95 % of its answers take up to {canary.p95:.2f} s, {allowed:.2f} s are allowed"
+    if canary.p95 > allowed:
+        return Verdict(what="take back", reasons=(failures, slow))
+    return Verdict(what="wait" if high > rules.failure_margin else "promote", reasons=(failures, slow))
+
+
+def counts_of(told: Mapping[str, Any], version: str) -> Counts:
+    """What the app's status tells of a version; one that was never asked has no counts yet."""
+    found = told.get("models", {}).get(version)
+    if found is None:
+        return Counts()
+    return Counts(answers=found["answers"], failed=found["failed"], p95=found["seconds"]["p95"])
+
+
+def since(counts: Counts, before: Counts) -> Counts:
+    """The counts since `before`; an app that was started anew counts from 0."""
+    if counts.answers < before.answers or counts.failed < before.failed:
+        return counts
+    return Counts(answers=counts.answers - before.answers, failed=counts.failed - before.failed, p95=counts.p95)
+
+
+def note_baseline(home: Path, told: Mapping[str, Any]) -> None:
+    """What a canary's time begins with: failures of a former time are not held against it."""
+    deployment = read(home)
+    targets = [target for target in (deployment.champion, deployment.canary) if target is not None]
+    counts = {target.version: counts_of(told, target.version) for target in targets}
+    (home / DIRECTORY).mkdir(parents=True, exist_ok=True)
+    replace_file(home / DIRECTORY / BASELINE, msgspec.json.encode(counts))
+
+
+def compared(home: Path, told: Mapping[str, Any], rules: CanaryRules) -> Verdict:
+    """What speaks for or against the canary by what the app tells. Raises CannotDeploy."""
+    deployment = read(home)
+    canary = _canary(deployment)
+    before: dict[str, Counts] = {}
+    with suppress(OSError, msgspec.DecodeError):
+        before = msgspec.json.decode((home / DIRECTORY / BASELINE).read_bytes(), type=dict[str, Counts])
+    versions = (canary.version, deployment.champion.version if deployment.champion else "")
+    found = [since(counts_of(told, version), before.get(version, Counts())) for version in versions]
+    return compare(found[0], found[1], rules)
+
+
+def follow(
+    ask: Callable[[], Verdict],
+    *,
+    wait: float,
+    say: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Verdict:
+    """Look again and again until there is a verdict, or `wait` seconds have passed; the last one."""
+    deadline, told = clock() + wait, ""
+    while True:
+        verdict = ask()
+        if verdict.reasons and verdict.reasons[0] != told:
+            told = verdict.reasons[0]
+            say(told)
+        if verdict.what != "wait" or clock() >= deadline:
+            return verdict
+        sleep(LOOK_SECONDS)
+
+
+def app_status(settings: Settings) -> dict[str, Any]:
+    """What the app of these settings tells of itself. Raises AppUnavailable."""
+    import httpx2
+
+    if settings.app_url is None:
+        raise AppUnavailable("the app of this home is not running: `twin up`")
+    headers = {"X-API-Key": settings.api_keys[0]} if settings.api_keys else {}
+    shown = without_password(settings.app_url)
+    try:
+        with httpx2.Client(timeout=APP_SECONDS, trust_env=False) as client:
+            answer = client.get(f"{settings.app_url.rstrip('/')}/api/status", headers=headers)
+        answer.raise_for_status()
+        told: dict[str, Any] = answer.json()
+    except (httpx2.HTTPError, ValueError) as error:
+        raise AppUnavailable(f"the app at {shown} does not tell ({type(error).__name__}): see `twin status`") from error
+    return told

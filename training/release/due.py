@@ -1,0 +1,170 @@
+"""When to train again: a rule that says so with its reasons. Whoever schedules only asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from training.release.gate import DueRules
+from training.release.registry import ModelVersion, Registry
+
+if TYPE_CHECKING:
+    from corpus.history import History
+    from corpus.warehouse import Warehouse
+
+DRIFT = "drift.json"
+
+
+class UnreadableDrift(ValueError):
+    """The drift report cannot be read; the message says what to do."""
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """`drift.json` of the home, as whoever watches the features writes it."""
+
+    drift: bool
+    at: datetime
+    reason: str = ""
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the rule looks at.
+
+    `champion`: its id; `measured`: the version since whose datasets is counted, the champion or a later one that has
+    been trained since; `waiting`: that one, if nobody has decided about it; `documents`: how many there are; `new`,
+    `changed`, `gone`: since then; `feedback`: lines since then; `stale`: why the champion may not be kept.
+    """
+
+    champion: str | None
+    measured: str | None
+    waiting: str | None
+    documents: int
+    new: int = 0
+    changed: int = 0
+    gone: int = 0
+    feedback: int = 0
+    stale: str | None = None
+    drift: Drift | None = None
+
+
+class Due(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether to train, the reasons for it, and what is no reason yet."""
+
+    due: bool
+    reasons: tuple[str, ...]
+    not_due: tuple[str, ...]
+
+
+def due(facts: Facts, rules: DueRules) -> Due:
+    """Decide from the facts. Without documents nothing is due, whatever else speaks for it."""
+    reasons: list[str] = []
+    not_due: list[str] = []
+
+    def say(speaks: bool, told: str) -> None:
+        (reasons if speaks else not_due).append(told)
+
+    if not facts.documents:
+        return Due(due=False, reasons=(), not_due=("there are no documents to train on: `twin ingest`",))
+    if facts.champion is None:
+        told = "there is no champion yet"
+        say(facts.waiting is None, f"{told}, and {facts.waiting} awaits a decision" if facts.waiting else told)
+    if facts.measured is not None:
+        altered = facts.new + facts.changed + facts.gone
+        share = altered / max(facts.documents, 1)
+        enough = altered >= rules.documents and share >= rules.share
+        say(
+            enough,
+            f"{facts.new} documents are new, {facts.changed} changed and {facts.gone} gone since the dataset of "
+            f"{facts.measured}: {share:.1%} of {facts.documents} "
+            f"(due from {rules.documents} and {rules.share:.1%} on)",
+        )
+        say(
+            facts.feedback >= rules.feedback,
+            f"{facts.feedback} lines of feedback since then (due from {rules.feedback} on)",
+        )
+    if facts.champion is not None:
+        say(facts.stale is not None, facts.stale or f"nothing that {facts.champion} was made from has been erased")
+    if facts.drift is None:
+        not_due.append("nobody reports on drift")
+    else:
+        why = f" ({facts.drift.reason})" if facts.drift.reason else ""
+        say(
+            facts.drift.drift, f"{'drift' if facts.drift.drift else 'no drift'} at {facts.drift.at:%Y-%m-%d %H:%M}{why}"
+        )
+    return Due(due=bool(reasons), reasons=tuple(reasons), not_due=tuple(not_due))
+
+
+def facts(home: Path, registry: Registry, warehouse: Warehouse, history: History) -> Facts:
+    """Find them. Raises WarehouseUnavailable, HistoryUnavailable and UnreadableDrift."""
+    history.refresh()
+    held = {id: row for id, row in history.held().items() if not row.gone}
+    versions = registry.versions()
+    champion = registry.champion()
+    measured = _measured(versions, champion)
+    waiting = measured.id if measured is not None and measured.state == "candidate" else None
+    known = Facts(
+        champion=champion.id if champion else None,
+        measured=measured.id if measured else None,
+        waiting=waiting,
+        documents=len(held),
+        drift=_drift(home),
+    )
+    if champion is not None and (found := registry.stale(champion)) is not None:
+        told = f"{champion.id} was made from document {found[0]}, which was erased on {found[1].erased_at:%Y-%m-%d}"
+        known = msgspec.structs.replace(known, stale=told)
+    if measured is None:
+        return known
+    records = [record for id in measured.datasets for record in warehouse.built("datasets", id)]
+    before = _before(history, records)
+    now = {id: row.content_hash for id, row in held.items()}
+    before = now if before is None else before
+    return msgspec.structs.replace(
+        known,
+        new=len(set(now) - set(before)),
+        changed=sum(now[id] != before[id] for id in set(now) & set(before)),
+        gone=len(set(before) - set(now)),
+        feedback=_since(warehouse.feedback(), max((record["created_at"] for record in records), default=None)),
+    )
+
+
+def _measured(versions: Sequence[ModelVersion], champion: ModelVersion | None) -> ModelVersion | None:
+    """What was trained since the champion has seen what is new since, also when it was not good enough."""
+    if champion is None:
+        return max(versions, key=lambda version: version.number, default=None)
+    return max(
+        (version for version in versions if version.number >= champion.number), key=lambda version: version.number
+    )
+
+
+def _before(history: History, records: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
+    """Content hashes of the documents that the datasets were built from, those without a sample too; None where
+    nothing has been recorded since, which reads no text."""
+    built = [record for record in records if "sequence" in record]
+    if not built:
+        return {}
+    latest = max(built, key=lambda record: int(record["sequence"]))
+    if latest.get("as_of") is None and history.last() <= int(latest["sequence"]):
+        return None
+    then = history.documents(
+        as_of=latest.get("as_of"), sequence=int(latest["sequence"]), generation=str(latest["generation"])
+    )
+    return {document.document_id: document.content_hash for document in then}
+
+
+def _since(feedback: Iterable[Mapping[str, Any]], at: datetime | None) -> int:
+    told = [msgspec.convert(row["at"], datetime) for row in feedback if "at" in row]
+    return sum(at is None or each > at for each in told)
+
+
+def _drift(home: Path) -> Drift | None:
+    path = home / DRIFT
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Drift)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise UnreadableDrift(f"{path} cannot be read ({error}): write it anew, or remove it") from error

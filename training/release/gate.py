@@ -1,0 +1,179 @@
+"""The release gate: whether a model may take the champion's place, by rules on intervals and not on points.
+
+No I/O but the rules' own file. A rule looks at the interval of a figure's difference to the champion: one that just
+might be better is not, and one that just might be much worse is refused.
+Source: paired bootstrap intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993) as evaluations give
+them; non-inferiority by a margin as in clinical trials (Piaggio et al., CONSORT, 2012).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import yaml  # type: ignore[import-untyped]
+
+from training.evaluation.figures import Comparison, Evaluation, Metric
+
+RULES = Path(__file__).with_name("rules.yaml")
+Count = Annotated[int, msgspec.Meta(ge=1)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class InvalidRules(ValueError):
+    """Rules that cannot be used; the message names the file and the place, and says what is expected."""
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one figure must do: see `rules.yaml`. `by`, `margin` and `value` are in the figure's own unit."""
+
+    must: Literal["improve", "not_worsen", "reach"]
+    by: NotNegative = 0.0
+    margin: NotNegative = 0.0
+    value: float | None = None
+    required: bool = True
+    samples: Count = 20
+
+
+class CanaryRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When a canary has shown enough, and what it may do worse; see training/release/rules.yaml."""
+
+    least_answers: Count = 20
+    failure_margin: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.2
+    latency_factor: Annotated[float, msgspec.Meta(ge=1)] = 1.5
+
+
+class DueRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """From when on to train again: documents and their share of all (both), or lines of feedback."""
+
+    documents: Count = 20
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+    feedback: Count = 50
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every rule; `figures`: by the names of the figures."""
+
+    figures: Annotated[dict[str, Rule], msgspec.Meta(min_length=1)]
+    canary: CanaryRules = msgspec.field(default_factory=CanaryRules)
+    due: DueRules = msgspec.field(default_factory=DueRules)
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a model passes; `reasons`: a sentence for each rule, and `not_judged` for each that nothing was found
+    of."""
+
+    passes: bool
+    reasons: tuple[str, ...]
+    not_judged: tuple[str, ...] = ()
+
+
+def load_rules(path: Path | None = None) -> Rules:
+    """The rules in this file, or those that come with the program. Raises InvalidRules."""
+    path = path or RULES
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InvalidRules(f"{path}: there is no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRules(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        told = " ".join(str(error).split())
+        raise InvalidRules(f"{path} is not YAML: {told[:200]}") from error
+    if not isinstance(values, dict):
+        raise InvalidRules(f"{path}: rules are sections, such as `figures:`; {RULES.name} of the program has them all")
+    if "figures" not in values and path != RULES:
+        values = {"figures": msgspec.to_builtins(load_rules().figures), **values}
+    try:
+        rules = msgspec.convert(values, Rules)
+    except msgspec.ValidationError as error:
+        raise InvalidRules(f"{path}: {error}") from error
+    for name, rule in rules.figures.items():
+        _check(path, name, rule)
+    return rules
+
+
+def _check(path: Path, name: str, rule: Rule) -> None:
+    if name not in FIGURES:
+        raise InvalidRules(f"{path}: there is no figure {name}; there are {', '.join(FIGURES)}")
+    if (rule.must == "reach") != (rule.value is not None):
+        raise InvalidRules(f"{path}: {name}: `value` is for `must: reach`, which needs it")
+    if rule.must != "improve" and rule.by:
+        raise InvalidRules(f"{path}: {name}: `by` is for `must: improve`")
+    if (rule.must == "not_worsen") != (rule.margin > 0):
+        raise InvalidRules(f"{path}: {name}: `margin` is for `must: not_worsen`, which needs one above 0")
+
+
+FIGURES = (
+    *("perplexity", "bits_per_byte", "style_author", "style_sentence_length", "style_vocabulary"),
+    *("style_punctuation", "groundedness", "correctness", "win_rate", "general"),
+)
+
+
+def judge(evaluation: Evaluation, rules: Rules) -> Decision:
+    """Hold the figures against the rules. Where no rule could be judged the model does not pass."""
+    reasons: list[str] = []
+    not_judged: list[str] = []
+    passes, judged = True, 0
+    for name, rule in rules.figures.items():
+        found = _found(evaluation, name, rule)
+        if isinstance(found, str):
+            passes = passes and not rule.required
+            (reasons if rule.required else not_judged).append(f"{name}: {found}")
+            continue
+        kept, told = found
+        judged += 1
+        passes = passes and kept
+        reasons.append(f"{name}: {told}")
+    if not judged:
+        passes = False
+        reasons.append("nothing was judged: run `twin evaluate` with --against")
+    return Decision(passes=passes, reasons=tuple(reasons), not_judged=tuple(not_judged))
+
+
+def _found(evaluation: Evaluation, name: str, rule: Rule) -> tuple[bool, str] | str:
+    """Whether a rule is kept, and in words; or why it cannot be judged."""
+    metric, comparison = evaluation.metrics.get(name), evaluation.comparisons.get(name)
+    figure = metric if rule.must == "reach" else comparison
+    if metric is None or figure is None:
+        why = evaluation.notes.get(name)
+        missing = "not measured" if metric is None else f"not compared with {evaluation.against or 'another model'}"
+        return missing if why is None else f"{missing} ({why.removeprefix('not measured: ')})"
+    if figure.n < rule.samples:
+        return f"{figure.n} samples are too few to judge, {rule.samples} are needed"
+    point = figure.value if isinstance(figure, Metric) else figure.difference
+    if not all(map(math.isfinite, (figure.low, point, figure.high))) or not figure.low <= figure.high:
+        return f"no interval ({figure.low} to {figure.high})"
+    if isinstance(figure, Metric):
+        return _reached(figure, rule)
+    return _compared(figure, metric.better, rule)
+
+
+def _reached(metric: Metric, rule: Rule) -> tuple[bool, str]:
+    value = rule.value or 0.0
+    kept = metric.low >= value if metric.better == "higher" else metric.high <= value
+    bound = "at least" if metric.better == "higher" else "at most"
+    told = f"{metric.value:.3g} ({metric.low:.3g} to {metric.high:.3g}), {'and' if kept else 'but'} must be"
+    return kept, f"{told} {bound} {value:g} with its whole interval"
+
+
+def _compared(comparison: Comparison, better: str, rule: Rule) -> tuple[bool, str]:
+    """In terms of the gain: the difference, counted so that more is better."""
+    sign = 1 if better == "higher" else -1
+    gain, least, most = (
+        sign * comparison.difference,
+        *sorted((sign * comparison.low, sign * comparison.high)),
+    )
+    interval = f"difference {comparison.difference:+.3g} ({comparison.low:+.3g} to {comparison.high:+.3g})"
+    said = f"{interval}, {better} is better"
+    if rule.must == "improve":
+        if least > rule.by:
+            return True, f"better: {said}"
+        how = "worse" if most < 0 else "not surely better" if gain > 0 else "not better"
+        return False, f"{how}{f' by {rule.by:g}' if rule.by and how != 'worse' else ''}: {said}"
+    if least > -rule.margin:
+        return True, f"not worse by {rule.margin:g}: {said}"
+    how = "worse" if most < 0 else "may be worse"
+    return False, f"{how} by {rule.margin:g} or more: {said}"

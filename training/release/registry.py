@@ -1,0 +1,476 @@
+"""The registry: numbered versions of the twin's model, which of them is champion, and who decided so and why.
+
+The truth is in the warehouse (`models`), where an erasure also finds which models were made from what is erased;
+MLflow's registry and its aliases `candidate` and `champion` are told, and told again later where it was away.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import msgspec
+
+from training.evaluation.figures import (
+    DIGITS,
+    Comparison,
+    Evaluation,
+    Metric,
+    UnreadableFigures,
+    model_folder,
+    weights_digest,
+)
+from training.release.gate import Decision, Rules, judge
+from training.release.tracking import MODEL, Named, RegistryUnavailable
+from training.runs import RunRecord, read_record
+
+if TYPE_CHECKING:
+    from corpus.warehouse import BuiltKind, Erasure
+
+State = Literal["candidate", "champion", "former", "rejected"]
+LOCK = "registry.lock"
+RUNS_IN_A_CHAIN = 20
+
+
+class UnknownModel(LookupError):
+    """There is no such model version; the message says where they are listed."""
+
+
+class CannotRegister(RuntimeError):
+    """A run that cannot become a model version; the message says what is missing."""
+
+
+class NotReleased(RuntimeError):
+    """A version may not become champion, or cannot leave its place; the message has the reasons."""
+
+
+class Records(Protocol):
+    """What the registry needs of the warehouse."""
+
+    def built(self, kind: BuiltKind, id: str | None = None) -> list[dict[str, Any]]: ...
+
+    def record_built(self, kind: BuiltKind, record: Mapping[str, Any]) -> None: ...
+
+    def erasures(self, condition: Mapping[str, Any]) -> list[Erasure]: ...
+
+
+class Decided(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody decided about a version, when, and the reasons; `by` is empty for what followed from another."""
+
+    at: datetime
+    by: str
+    what: Literal["registered", "approved", "overridden", "succeeded", "rejected", "rolled back", "restored"]
+    reasons: tuple[str, ...] = ()
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """An evaluation without its texts, which would outlive the documents that they are of."""
+
+    model: str
+    against: str | None
+    dataset: str
+    generation: str
+    created_at: datetime
+    seed: int
+    metrics: dict[str, Metric]
+    comparisons: dict[str, Comparison]
+    notes: dict[str, str]
+
+
+class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A model version and its lineage.
+
+    `folder`: the model's, `run`: that of the run that made it; `datasets`: its own and those of the runs before it, the
+    newest first, `document_ids`: of all of them, `read_at`: when the first of them was read; `bases`: SHA-256 of the
+    weights that the runs began with, as far as they are on this machine; `weights`: of its own.
+    """
+
+    id: str
+    name: str
+    number: int
+    folder: str
+    run: str
+    base_model: str
+    method: str
+    stage: str
+    dataset: str
+    datasets: tuple[str, ...]
+    generation: str
+    document_ids: tuple[str, ...]
+    read_at: datetime
+    created_at: datetime
+    code_revision: str | None
+    weights: str
+    bases: tuple[str, ...]
+    evaluation: Summary
+    state: State = "candidate"
+    decisions: tuple[Decided, ...] = ()
+
+
+class Registry:
+    """The model versions of a home.
+
+    `told`: lets MLflow show them, and raises RegistryUnavailable; `live`: which generation is live, None where none is;
+    `say` is told what is being done, and what MLflow could not be told.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        warehouse: Records,
+        *,
+        told: Callable[[Sequence[Named]], None],
+        live: Callable[[], str | None],
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        say: Callable[[str], None] = lambda told: None,
+    ) -> None:
+        self._home, self._warehouse, self._told, self._live = home, warehouse, told, live
+        self._now, self._say = now, say
+
+    # Reading
+
+    def versions(self) -> list[ModelVersion]:
+        """Every version, newest first. Raises WarehouseUnavailable, as everything here does."""
+        found = [_from_plain(record) for record in self._warehouse.built("models") if "number" in record]
+        return sorted(found, key=lambda version: version.number, reverse=True)
+
+    def version(self, id: str) -> ModelVersion:
+        """The version that an id (twin-3), its number or `champion` means. Raises UnknownModel."""
+        wanted = f"{MODEL}-{id}" if id.isdecimal() else id
+        for version in self.versions():
+            if version.id == wanted or (id == "champion" and version.state == "champion"):
+                return version
+        if id == "champion":
+            raise UnknownModel("there is no champion yet: `twin model approve` makes one")
+        raise UnknownModel(f"there is no model {id!r}: `twin model list` shows them")
+
+    def champion(self) -> ModelVersion | None:
+        return _champion(self.versions())
+
+    def stale(self, version: ModelVersion) -> tuple[str, Erasure] | None:
+        """A document that this version was made from and that was erased since, and the erasure; None if none was."""
+        of = set(version.document_ids)
+        for erasure in self._warehouse.erasures({}):
+            if erasure.erased_at >= version.read_at:
+                for id in erasure.document_ids:
+                    if id in of:
+                        return id, erasure
+        return None
+
+    def judged(self, version: ModelVersion, rules: Rules) -> Decision:
+        """What the gate says of this version now, held against the present champion, or its base where there is none.
+
+        A comparison with anything else is no comparison.
+        """
+        return _judged(version, _champion(self.versions()), rules)
+
+    # Deciding
+
+    def register(self, run: Path, evaluation: Evaluation) -> ModelVersion:
+        """Make the finished run in this folder a version, a candidate; one of these weights takes the new evaluation.
+
+        Raises CannotRegister, UnreadableFigures, RunRefused.
+        """
+        run = run.resolve()
+        chain = list(_chain(run))
+        record = chain[0][1]
+        if record.state != "finished":
+            raise CannotRegister(f"the run in {run} is {record.state} at step {record.step}: let it finish first")
+        folder = model_folder(run)
+        weights = weights_digest(folder)
+        if evaluation.model.rpartition("@")[2] != weights[:DIGITS]:
+            raise CannotRegister(
+                f"the evaluation is of {evaluation.model}, and the weights in {folder} are {weights[:DIGITS]}: "
+                f"run `twin evaluate {run}`"
+            )
+        datasets = [self._dataset(id) for id in dict.fromkeys(each.dataset for _, each in chain)]
+        summary = msgspec.convert(msgspec.to_builtins(evaluation, builtin_types=(datetime,)), Summary)
+        with self._locked():
+            versions = self.versions()
+            known = next((version for version in versions if version.weights == weights), None)
+            if known is not None:
+                version = msgspec.structs.replace(known, evaluation=summary)
+            else:
+                number = max((version.number for version in versions), default=0) + 1
+                version = ModelVersion(
+                    id=f"{MODEL}-{number}",
+                    name=MODEL,
+                    number=number,
+                    folder=str(folder),
+                    run=str(run),
+                    base_model=record.base_model,
+                    method=record.method,
+                    stage=record.stage,
+                    dataset=record.dataset,
+                    datasets=tuple(str(each["_id"]) for each in datasets),
+                    generation=record.generation,
+                    document_ids=tuple(sorted({id for each in datasets for id in each["document_ids"]})),
+                    read_at=min(each["created_at"] for each in datasets),
+                    created_at=self._now(),
+                    code_revision=record.code_revision,
+                    weights=weights,
+                    bases=tuple(_bases(chain)),
+                    evaluation=summary,
+                    decisions=(Decided(at=self._now(), by="", what="registered"),),
+                )
+            self._write(version)
+        self.tell()
+        return version
+
+    def approve(self, id: str, *, by: str, rules: Rules, override: str | None = None) -> ModelVersion:
+        """Make a version champion in the name of `by`; the one until now becomes former.
+
+        `override`: the reason why it may although the gate refuses it or it rests on erased documents; it is recorded.
+        Raises UnknownModel, NotReleased.
+        """
+        with self._locked():
+            version, champion = self.version(id), self.champion()
+            if version.state == "champion":
+                raise NotReleased(f"{version.id} is the champion already")
+            self.must_be_servable(version)
+            decision = _judged(version, champion, rules)
+            against = list(decision.reasons) if not decision.passes else []
+            against += self._told_stale(version)
+            if against and override is None:
+                told = "\n  ".join(against)
+                raise NotReleased(
+                    f"{version.id} is not approved:\n  {told}\nTo approve it all the same: --override REASON"
+                )
+            now = self._now()
+            reasons = (*decision.reasons, *decision.not_judged, *self._told_stale(version))
+            if against:
+                decided = Decided(at=now, by=by, what="overridden", reasons=(f"because {override}", *reasons))
+            else:
+                decided = Decided(at=now, by=by, what="approved", reasons=reasons)
+            version = self._moved(version, "champion", decided)
+            self._settle()
+        self.tell()
+        return version
+
+    def reject(self, id: str, *, by: str, reason: str) -> ModelVersion:
+        """Note that a version is not to be used. Raises UnknownModel, NotReleased."""
+        with self._locked():
+            version = self.version(id)
+            if version.state == "champion":
+                raise NotReleased(f"{version.id} is the champion: `twin model rollback` puts the former one back")
+            if version.state == "rejected":
+                raise NotReleased(f"{version.id} is rejected already")
+            decided = Decided(at=self._now(), by=by, what="rejected", reasons=(reason,))
+            version = self._moved(version, "rejected", decided)
+        self.tell()
+        return version
+
+    def former(self) -> ModelVersion:
+        """The champion before the present one. Raises NotReleased where there is none."""
+        found = [version for version in self.versions() if version.state == "former"]
+        if not found:
+            raise NotReleased("there is no former champion to go back to: `twin model list` shows the versions")
+        return max(found, key=_succeeded_at)
+
+    def may_restore(self, override: str | None = None) -> ModelVersion:
+        """The former champion, if it may be one again. Raises NotReleased."""
+        former = self.former()
+        self.must_be_servable(former)
+        stale = self._told_stale(former)
+        if stale and override is None:
+            raise NotReleased(f"{former.id} is not restored: {stale[0]}\nTo restore it all the same: --override REASON")
+        return former
+
+    def rollback(
+        self, *, by: str, reason: str, override: str | None = None
+    ) -> tuple[ModelVersion, ModelVersion | None]:
+        """Make the former champion champion again; it, and the version that was taken back, which is rejected.
+
+        Raises NotReleased.
+        """
+        with self._locked():
+            self._settle()
+            former, champion, now = self.may_restore(override), self.champion(), self._now()
+            # Taken back first: after a crash between the two, the same command restores the same version.
+            if champion is not None:
+                decided = Decided(at=now, by=by, what="rolled back", reasons=(reason,))
+                champion = self._moved(champion, "rejected", decided)
+            reasons = (reason, *([f"because {override}"] if override else []), *self._told_stale(former))
+            former = self._moved(former, "champion", Decided(at=now, by=by, what="restored", reasons=reasons))
+        self.tell()
+        return former, champion
+
+    def tell(self) -> bool:
+        """Let MLflow show what the warehouse has; False where it is away, which is said."""
+        versions = self.versions()
+        self._say("telling MLflow of the versions")
+        try:
+            self._told(list(named(versions)))
+        except RegistryUnavailable as error:
+            self._say(str(error))
+            return False
+        return True
+
+    # What stands in the way
+
+    def must_be_servable(self, version: ModelVersion) -> None:
+        """Its files are those that were evaluated, and its documents were prepared as questions are now."""
+        try:
+            weights = weights_digest(model_folder(Path(version.folder)))
+        except UnreadableFigures as error:
+            raise NotReleased(f"{version.id} cannot be served: {error}") from error
+        if weights != version.weights:
+            raise NotReleased(
+                f"the weights in {version.folder} are not those that were registered as {version.id}: "
+                "register what is there (`twin model register`)"
+            )
+        live = self._live()
+        if live is not None and live != version.generation:
+            raise NotReleased(
+                f"{version.id} was made of generation {version.generation}, and {live} is live: train a model on a "
+                "dataset of that (`twin dataset build`), or promote its generation (`twin reindex promote`)"
+            )
+
+    def _told_stale(self, version: ModelVersion) -> list[str]:
+        found = self.stale(version)
+        if found is None:
+            return []
+        id, erasure = found
+        return [
+            f"it rests on document {id}, which was erased for good on {erasure.erased_at:%Y-%m-%d} "
+            f"(erasure {erasure.id}): train again on a dataset built since"
+        ]
+
+    def _dataset(self, id: str) -> dict[str, Any]:
+        found = self._warehouse.built("datasets", id)
+        if not found:
+            raise CannotRegister(
+                f"the warehouse has no record of dataset {id}, so nobody could tell which documents the model is made "
+                "of: train on a dataset that `twin dataset build` made in this home"
+            )
+        return found[0]
+
+    # Writing
+
+    def _settle(self) -> None:
+        """There is one champion, the one that was decided on last; a crash may have left another."""
+        versions = self.versions()
+        champion = _champion(versions)
+        for version in versions:
+            if champion is not None and version.state == "champion" and version.id != champion.id:
+                told = Decided(at=self._now(), by="", what="succeeded", reasons=(champion.id,))
+                self._moved(version, "former", told)
+
+    def _moved(self, version: ModelVersion, state: State, decided: Decided) -> ModelVersion:
+        moved = msgspec.structs.replace(version, state=state, decisions=(*version.decisions, decided))
+        self._write(moved)
+        return moved
+
+    def _write(self, version: ModelVersion) -> None:
+        plain: dict[str, Any] = msgspec.to_builtins(version, builtin_types=(datetime,))
+        self._warehouse.record_built("models", {**plain, "_id": version.id})
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One at a time decides in this home."""
+        self._home.mkdir(parents=True, exist_ok=True)
+        with (self._home / LOCK).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def named(versions: Sequence[ModelVersion]) -> Iterator[Named]:
+    """The versions, oldest first, as MLflow is to show them."""
+    champion = _champion(versions)
+    candidates = [version for version in versions if version.state == "candidate"]
+    newest = max(candidates, key=lambda version: version.number, default=None)
+    for version in sorted(versions, key=lambda version: version.number):
+        aliases = [alias for alias, held in (("candidate", newest), ("champion", champion)) if held is version]
+        told = version.decisions[-1] if version.decisions else None
+        yield Named(
+            id=version.id,
+            folder=version.folder,
+            run=version.run,
+            state=version.state,
+            aliases=tuple(aliases),
+            tags={
+                "twin.dataset": version.dataset,
+                "twin.generation": version.generation,
+                "twin.code_revision": version.code_revision or "unknown",
+                "twin.decided": f"{told.what} {told.at:%Y-%m-%d %H:%M} {told.by}".strip() if told else "",
+            },
+        )
+
+
+def _champion(versions: Sequence[ModelVersion]) -> ModelVersion | None:
+    found = [version for version in versions if version.state == "champion"]
+    return max(found, key=lambda version: version.decisions[-1].at, default=None)
+
+
+def _judged(version: ModelVersion, champion: ModelVersion | None, rules: Rules) -> Decision:
+    summary = version.evaluation
+    meant = (champion.weights,) if champion is not None else version.bases
+    comparisons, notes = summary.comparisons, summary.notes
+    against = (summary.against or "").rpartition("@")[2]
+    if not against or not any(weights.startswith(against) for weights in meant):
+        wanted = f"the champion {champion.id}" if champion is not None else f"its base {version.base_model}"
+        said = f"it was compared with {summary.against}" if summary.against else "it was compared with nothing"
+        told = f"{said}, and must be with {wanted}: `twin evaluate` with --against, then `twin model register`"
+        comparisons, notes = {}, {**notes, **dict.fromkeys(rules.figures, told)}
+    evaluation = Evaluation(
+        model=summary.model,
+        against=summary.against,
+        dataset=summary.dataset,
+        generation=summary.generation,
+        created_at=summary.created_at,
+        seed=summary.seed,
+        # What a judge said of two models holds for these two.
+        metrics={name: metric for name, metric in summary.metrics.items() if comparisons or name != "win_rate"},
+        comparisons=comparisons,
+        notes=notes,
+    )
+    return judge(evaluation, rules)
+
+
+def _succeeded_at(version: ModelVersion) -> datetime:
+    return max((each.at for each in version.decisions if each.what == "succeeded"), default=version.created_at)
+
+
+def _chain(run: Path) -> Iterator[tuple[Path, RunRecord]]:
+    """This run, the run that made its base, and so on."""
+    for _ in range(RUNS_IN_A_CHAIN):
+        record = read_record(run)
+        if record is None:
+            raise CannotRegister(f"there is no run in {run}: name the folder that `twin train` wrote to")
+        yield run, record
+        if record.base_run is None:
+            return
+        run = _base_run(run, record.base_run)
+    raise CannotRegister(f"the runs before {run} go round in a circle: their run.json name each other as base_run")
+
+
+def _base_run(run: Path, named: str) -> Path:
+    """Where the run that made the base lies; a relative path may be of another working directory."""
+    for place in (Path(named), *(parent / named for parent in run.parents), run.parent / Path(named).name):
+        if place.resolve() != run and read_record(place) is not None:
+            return place.resolve()
+    raise CannotRegister(
+        f"the run {named}, which made the base of {run}, is not there any more, so nobody could tell which documents "
+        "the model is made of: put it back"
+    )
+
+
+def _bases(chain: Sequence[tuple[Path, RunRecord]]) -> Iterator[str]:
+    """Weights that the runs began with."""
+    from training.inputs import UnusableInput
+    from training.inputs import model_folder as found
+
+    for run, record in chain:
+        try:
+            name = record.base_model if record.base_run is None else str(_base_run(run, record.base_run))
+            yield weights_digest(found(name))
+        except (UnusableInput, UnreadableFigures):
+            continue
+
+
+def _from_plain(plain: Mapping[str, Any]) -> ModelVersion:
+    return msgspec.convert(plain, ModelVersion)
