@@ -20,6 +20,8 @@ up: setup
 down:
 	@if [ -x $(BIN)/twin ]; then $(BIN)/twin down; fi
 
+# Compiled once, whatever the environment says of bytecode, and not by each worker anew.
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup-dev
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 

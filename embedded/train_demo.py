@@ -6,6 +6,7 @@ that its fine-tuned form finds held-out documents likelier than its base does.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -18,7 +19,8 @@ QUESTION = "Where does a document become chunks?"
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
 AUTHOR, APPROVER = "The LLM Twin authors", "train-demo"
 # Enough for the base to know words, and for it to be far from the author's texts.
-BASE_STEPS, PAIRS = "120", "240"
+BASE_STEPS, PAIRS = "160", "120"
+SHORT = {"max_length": 256, "max_steps": 60, "learning_rate": 1e-3}
 
 
 class StepFailed(RuntimeError):
@@ -28,6 +30,8 @@ class StepFailed(RuntimeError):
 def main() -> int:
     """Documents, datasets, base, SFT, DPO, evaluation, approval, deployment, answer; 0 when all was done."""
     start = time.monotonic()
+    # A model of this size goes on for ever; the app learns this when it starts.
+    os.environ.setdefault("TWIN_LLM_MAX_TOKENS", "60")
     try:
         return demonstrate(load(), start)
     except StepFailed as error:
@@ -37,7 +41,7 @@ def main() -> int:
 
 def demonstrate(settings: Settings, start: float) -> int:
     """The steps in order. A run that was broken off goes on from its last checkpoint."""
-    models, runs = settings.home / "models", settings.home / "runs"
+    bases, runs = settings.home / "bases", settings.home / "runs"
     say("Starting the services, and bringing in this project's own documentation and code")
     step("up", "--detach")
     step("ingest", *(source for source in SOURCES if Path(source).exists()), "--author", AUTHOR)
@@ -45,26 +49,27 @@ def demonstrate(settings: Settings, start: float) -> int:
     say("Building a dataset of instructions: the answers are the author's own passages")
     instructions = dataset("--name", "demo-instructions")
     say("Making a tiny base model: a few million parameters, its tokenizer from the same texts")
-    base = models / f"base-of-{instructions}"
+    base = bases / instructions
     if not (base / "config.json").exists():
         shutil.rmtree(base, ignore_errors=True)
         step("train", "base", "--from", instructions, "--output", str(base), "--steps", BASE_STEPS)
     say("Fine-tuning it on the instructions (SFT of all weights: there are few)")
     tuned = runs / f"sft-on-{instructions}"
-    step("train", "sft", *config("tiny-sft-full", model=base, dataset=instructions, output=tuned))
+    step("train", "sft", *config("tiny-sft-full", model=base, dataset=instructions, output=tuned, **SHORT))
     say("Building a dataset of preferences: the author's text against the model's own answer")
     preferring = ("--kind", "preferences", "--model", str(tuned), "--size", PAIRS)
     preferences = dataset("--name", "demo-preferences", *preferring)
     say("Teaching it the preferences (DPO with LoRA)")
     preferred = runs / f"dpo-on-{preferences}"
-    step("train", "dpo", *config("tiny-dpo", model=tuned, dataset=preferences, output=preferred))
+    step("train", "dpo", *config("tiny-dpo", model=tuned, dataset=preferences, output=preferred, max_length=256, learning_rate=5e-5))
     say("Evaluating it against its base, on documents that neither was trained on")
-    step("evaluate", str(preferred), "--against", str(base), "--dataset", instructions, "--questions", "24")
+    few = ("--questions", "12", "--max-tokens", "64")
+    step("evaluate", str(preferred), "--against", str(base), "--dataset", instructions, *few)
     say("Registering it, approving it, and letting the app ask it")
     step("model", "register", str(preferred))
     version = asked("model", "list")[0]["id"]
     if asked("model", "show", version)["state"] != "champion":
-        step("model", "approve", version, "--by", APPROVER)
+        step("model", "approve", version, "--by", APPROVER, "--rules", str(CONFIGS / "tiny-release.yaml"))
     step("model", "deploy", version, "--start", "--share", "1")
     say(f"Asking: {QUESTION}")
     step("ask", QUESTION)

@@ -1,8 +1,10 @@
-"""What tests of several packages share: an embedded MongoDB of their own, and what downstream teams were promised."""
+"""What tests of several packages share: a MongoDB of their own, the default model, what downstream was promised."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +17,9 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator, FormatChecker
+
+from corpus.embedding import Embedder, load_embedder
+from corpus.settings import Settings
 
 CONTRACTS = Path(__file__).parents[1] / "docs" / "contracts"
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
@@ -44,6 +49,24 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     module = rf"^pytestmark = (\[\s*)?pytest\.mark\.({marks})\b"
     return re.search(module, collection_path.read_text("utf-8"), re.MULTILINE) is not None or None
+
+
+@pytest.fixture(scope="session")
+def home_with_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which the default model has been built, once for all processes that test."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    home = shared / "home-with-model"
+    home.mkdir(exist_ok=True)
+    with (shared / "home-with-model.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        load_embedder(Settings(home=home))
+    return home
+
+
+@pytest.fixture(scope="session")
+def embedder(home_with_model: Path) -> Embedder:
+    return load_embedder(Settings(home=home_with_model))
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,11 @@
-"""The model of the settings' default, built once, and a tokenizer that a person can follow."""
+"""A tokenizer that a person can follow."""
 
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-
-from corpus.embedding import Embedder, load_embedder
-from corpus.settings import Settings
 
 # As the program's entry does: unstructured reports to its makers otherwise.
 os.environ["DO_NOT_TRACK"] = "true"
@@ -32,14 +28,3 @@ class Words:
 @pytest.fixture(scope="session")
 def words() -> Words:
     return Words()
-
-
-@pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home in which the default model has been built."""
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="session")
-def embedder(home: Path) -> Embedder:
-    return load_embedder(Settings(home=home))

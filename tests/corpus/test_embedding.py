@@ -19,6 +19,8 @@ from corpus.settings import Settings
 
 MODEL = hashlib.sha256(b"any").digest() * 100
 ROOT = Path(__file__).parents[2]
+# What sentence-transformers says of TEXTS: importing it takes longer than all the other tests here.
+REFERENCE = Path(__file__).parent / "minilm.npy"
 TEXTS = [
     "",
     "x",
@@ -72,11 +74,15 @@ class TestVectors:
                 np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
     def test_they_equal_those_of_sentence_transformers(self, exact: Embedder) -> None:
+        assert (exact.embed(TEXTS) * np.load(REFERENCE)).sum(axis=1).min() >= 0.9999
+
+    @pytest.mark.integration
+    def test_the_reference_is_what_sentence_transformers_says(self) -> None:
         library = pytest.importorskip("sentence_transformers", reason="needs the extra torch")
         reference = library.SentenceTransformer(str(minilm_directory()), device="cpu")
-        expected = reference.encode(TEXTS, normalize_embeddings=True)
-        assert (exact.embed(TEXTS) * expected).sum(axis=1).min() >= 0.9999
+        np.testing.assert_allclose(reference.encode(TEXTS, normalize_embeddings=True), np.load(REFERENCE), atol=1e-5)
 
+    @pytest.mark.integration
     def test_sentence_transformers_is_an_embedder_by_name(self, exact: Embedder, tmp_path: Path) -> None:
         pytest.importorskip("sentence_transformers", reason="needs the extra torch")
         name = f"sentence-transformers:{minilm_directory()}"
@@ -108,11 +114,11 @@ class TestTheModelOnDisk:
     def kept(home: Path) -> list[Path]:
         return list((home / "models").iterdir())
 
-    def test_it_is_built_once(self, embedder: Embedder, home: Path) -> None:
-        (path,) = self.kept(home)
+    def test_it_is_built_once(self, embedder: Embedder, home_with_model: Path) -> None:
+        (path,) = self.kept(home_with_model)
         written = path.stat().st_mtime_ns
-        again = load_embedder(Settings(home=home))
-        assert self.kept(home) == [path]
+        again = load_embedder(Settings(home=home_with_model))
+        assert self.kept(home_with_model) == [path]
         assert path.stat().st_mtime_ns == written
         np.testing.assert_array_equal(again.embed(TEXTS), embedder.embed(TEXTS))
 
@@ -194,7 +200,9 @@ def test_importing_it_imports_nothing_heavy() -> None:
     assert printed(f"import sys, corpus.embedding; print([m for m in '{heavy}'.split() if m in sys.modules])") == "[]"
 
 
-def test_loading_it_again_neither_builds_nor_imports_torch_nor_connects(embedder: Embedder, home: Path) -> None:
+def test_loading_it_again_neither_builds_nor_imports_torch_nor_connects(
+    embedder: Embedder, home_with_model: Path
+) -> None:
     program = f"""
 import sys
 seen = []
@@ -202,7 +210,7 @@ sys.addaudithook(lambda event, _: seen.append(event) if event in ("socket.connec
 from pathlib import Path
 from corpus.embedding import load_embedder
 from corpus.settings import Settings
-load_embedder(Settings(home=Path({str(home)!r}))).embed(["text"])
+load_embedder(Settings(home=Path({str(home_with_model)!r}))).embed(["text"])
 print(seen, [name for name in ("onnx", "safetensors", "torch", "sentence_transformers") if name in sys.modules])
 """
     assert printed(program) == "[] []"

@@ -17,9 +17,9 @@ import pytest
 
 from corpus.categories import RECIPES, category_of, point_ids
 from corpus.documents import new_document
-from corpus.embedding import Embedder, load_embedder
+from corpus.embedding import Embedder
 from corpus.index import Filters, QdrantIndex, Record, open_index, places
-from corpus.settings import Settings, load
+from corpus.settings import load
 from serving.answering import NOTHING, Answer, extract
 from serving.quoting import MAX_QUOTE
 from serving.retrieval import Passage, retrieve
@@ -29,11 +29,6 @@ ARTICLES = ROOT.parent / "shared" / "data" / "handbook" / "articles.json"
 GIVEN = tomllib.loads((Path(__file__).parent / "questions.toml").read_text())
 QUESTIONS: dict[str, list[tuple[str, str]]] = {group["kind"]: group["pairs"] for group in GIVEN["questions"]}
 Ask = Callable[[str], tuple[Answer, list[Passage]]]
-
-
-@pytest.fixture(scope="module")
-def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    return load_embedder(Settings(home=tmp_path_factory.mktemp("model")))
 
 
 def asking(home: Path, embedder: Embedder, documents: Sequence[tuple[str, str, str, str]]) -> Ask:

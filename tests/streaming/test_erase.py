@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -148,13 +149,28 @@ class System:
 
     def holding(self) -> list[str]:
         """Files below the home, and topics, that have the marker."""
-        files = [path for path in self.home.rglob("*") if path.is_file() and MARKER.encode() in path.read_bytes()]
+        files = [path for path in self.home.rglob("*") if path.is_file() and MARKER.encode() in written(path)]
         topics = [
             topic
             for topic in self.log.held
             if any(value is not None and MARKER.encode() in value for value in self.log.newest(topic).values())
         ]
         return [*(str(path.relative_to(self.home)) for path in files), *topics]
+
+
+def written(path: Path) -> bytes:
+    """What a file holds, without its holes: the engine's files are large and hardly anything is written in them."""
+    found = []
+    with path.open("rb", buffering=0) as file:
+        end, size = 0, path.stat().st_size
+        while end < size:
+            try:
+                begin = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError:  # nothing but a hole follows
+                break
+            end = os.lseek(file.fileno(), begin, os.SEEK_HOLE)
+            found.append(os.pread(file.fileno(), end - begin, begin))
+    return b"".join(found)
 
 
 def changed(id: str) -> bytes:
@@ -165,8 +181,13 @@ def state(document: Document) -> dict[str, Any]:
     """What downstream is told of a document."""
     return {
         **{name: getattr(document, name) for name in ("category", "platform", "author_id", "url", "title", "text")},
-        "author": document.author_name, "version": 1, "generation": "words-1", "language": None,
-        "published_at": None, "crawled_at": document.crawled_at.isoformat(), "crawl_id": document.crawl_id,
+        "author": document.author_name,
+        "version": 1,
+        "generation": "words-1",
+        "language": None,
+        "published_at": None,
+        "crawled_at": document.crawled_at.isoformat(),
+        "crawl_id": document.crawl_id,
         "content_hash": document.content_hash,
     }
 

@@ -323,9 +323,12 @@ def _recipe(arguments: argparse.Namespace, settings: Settings, store: Store, wor
 def _wordsmith(arguments: argparse.Namespace, settings: Settings) -> Wordsmith | None:
     """The model that writes: one in a folder, or the served one of the settings."""
     if arguments.model is not None:
-        from training.local_model import LocalWordsmith
+        from training.inputs import model_folder
+        from training.local_model import LocalModel, LocalWordsmith
+        from training.runs import quiet
 
-        return LocalWordsmith(arguments.model)
+        quiet()
+        return LocalWordsmith(LocalModel(model_folder(str(arguments.model))))
     if settings.llm_url is None:
         return None
     from training.datasets.wordsmith import ServedWordsmith
