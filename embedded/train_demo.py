@@ -61,7 +61,8 @@ def demonstrate(settings: Settings, start: float) -> int:
     preferences = dataset("--name", "demo-preferences", *preferring)
     say("Teaching it the preferences (DPO with LoRA)")
     preferred = runs / f"dpo-on-{preferences}"
-    step("train", "dpo", *config("tiny-dpo", model=tuned, dataset=preferences, output=preferred, max_length=256, learning_rate=5e-5))
+    gently = {"max_length": 256, "learning_rate": 5e-5}
+    step("train", "dpo", *config("tiny-dpo", model=tuned, dataset=preferences, output=preferred, **gently))
     say("Evaluating it against its base, on documents that neither was trained on")
     few = ("--questions", "12", "--max-tokens", "64")
     step("evaluate", str(preferred), "--against", str(base), "--dataset", instructions, *few)
