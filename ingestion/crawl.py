@@ -11,11 +11,11 @@ from typing import Any
 
 from corpus.categories import category_of
 from corpus.documents import UNKNOWN_AUTHOR, Document, by_author, canonical_url, new_document
+from corpus.language import natural_language
 from corpus.settings import Settings, masked_text
 from corpus.warehouse import Saved, Warehouse, WarehouseUnavailable, refusal
 from ingestion.crawlers import crawler_of
 from ingestion.drafts import Covered, Draft, Failed, Item, Options, Unchanged, reason_of
-from ingestion.language import natural_language
 
 logger = logging.getLogger(__name__)
 # Small enough that the first documents are on their way to the index while the rest is still being read.

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpus.documents import in_milliseconds
+from corpus.language import natural_language
 from ingestion.formats import code_language, first_heading, read_markdown, reader
-from ingestion.language import natural_language
 from ingestion.reading import Unreadable, decode, moment
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"))

@@ -16,10 +16,11 @@ import pytest
 from numpy.typing import NDArray
 from pyarrow import feather, parquet
 
-from training.datasets.checking import check, wilson
+from training.datasets.checking import check
 from training.datasets.loading import Loaded, NotADataset, NotDocuments, load, load_documents
 from training.datasets.samples import InstructionSample, PreferenceSample, answered, asked
 from training.datasets.verdict import passes, told
+from training.shares import wilson
 
 HANDBOOK = Path(__file__).parents[3] / "shared" / "data" / "handbook"
 ROWS = [{"instruction": f"What is {number}?", "answer": f"It is the number {number}."} for number in range(3)]

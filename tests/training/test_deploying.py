@@ -33,18 +33,17 @@ from training.release.deploying import (
     compare,
     compared,
     deploy,
-    difference_of_shares,
     follow,
     note_baseline,
     promote,
     read,
     since,
     take_back,
-    wilson,
 )
 from training.release.gate import CanaryRules, load_rules
 from training.release.registry import ModelVersion, NotReleased, Registry
 from training.release.servers import ServerFailed
+from training.shares import difference_of_shares, wilson
 
 NOW = datetime(2026, 6, 20, tzinfo=UTC)
 RULES = load_rules()

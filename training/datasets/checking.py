@@ -33,6 +33,7 @@ from training.datasets.likeness import (
 from training.datasets.loading import Loaded
 from training.datasets.privacy import hidden
 from training.datasets.samples import SPLITS, PreferenceSample, Sample, answered, asked
+from training.shares import wilson
 
 EXAMPLES = 3
 # Questions are short: of a run of five words one changed word would leave nothing.
@@ -325,7 +326,7 @@ def _family(sample: Sample, families: Mapping[str, str]) -> str:
 def _languages(samples: Sequence[Sample], limits: Thresholds) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for sample in _spread(samples, LANGUAGES_LOOKED_AT):
-        found = sample.language or wording.language_of(answered(sample), limits.language, limits.language_characters)
+        found = sample.language or gates.language_of(answered(sample), limits)
         counts[found or "?"] += 1
     return dict(counts.most_common())
 
@@ -353,19 +354,6 @@ def _pairs(places: _Places) -> Pairs:
         length_ratio=math.exp(mean),
         length_ratio_interval=(math.exp(mean - margin), math.exp(min(mean + margin, 700.0))),
     )
-
-
-def wilson(count: int, of: int) -> tuple[float, float]:
-    """The interval of 95 % of a share; of nothing it is everything.
-
-    Source: Wilson, Probable inference, the law of succession, and statistical inference (1927).
-    """
-    if not of:
-        return 0.0, 1.0
-    z, share = 1.959964, count / of
-    middle = share + z * z / (2 * of)
-    margin = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    return max(0.0, (middle - margin) / (1 + z * z / of)), min(1.0, (middle + margin) / (1 + z * z / of))
 
 
 def _spread(values: Sequence[Any], count: int) -> list[Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import numpy as np
 
+from corpus.language import natural_language
 from training.datasets import wording
 from training.datasets.likeness import (
     SHINGLE,
@@ -28,7 +29,9 @@ from training.datasets.likeness import (
 )
 from training.datasets.privacy import exposed
 from training.datasets.samples import InstructionSample, Sample, answered, asked
-from training.datasets.wording import language_of
+
+# A text's language is told from so much of it.
+LANGUAGE_CHARACTERS = 1_000
 
 
 class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -256,12 +259,15 @@ def language(samples: Sequence[Sample], at: Sequence[int], context: Context) -> 
         sample = samples[index]
         if is_code(sample):
             continue
-        found = sample.language or language_of(
-            answered(sample), context.thresholds.language, context.thresholds.language_characters
-        )
+        found = sample.language or language_of(answered(sample), context.thresholds)
         if found is not None and found not in context.languages:
             findings.append(Finding("language", index, f"its language is {found}"))
     return Judged(findings)
+
+
+def language_of(text: str, limits: Thresholds) -> str | None:
+    """The ISO 639-1 code of a text's language as far as these limits believe it."""
+    return natural_language(text, sure=limits.language, shortest=limits.language_characters, sample=LANGUAGE_CHARACTERS)
 
 
 def length(samples: Sequence[Sample], at: Sequence[int], context: Context) -> Judged:

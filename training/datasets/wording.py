@@ -48,7 +48,6 @@ BOILERPLATE = {name: re.compile(rf"\W*(?:{'|'.join(shapes)})", re.IGNORECASE) fo
 _LONGEST_LINE = 20
 _SENTENCE = re.compile(r"[^\n.!?]+[.!?]*")
 _LINK = re.compile(r"!?\[[^\]\n]*\]\([^)\n]*\)|<?https?://[^\s>]+>?")
-_NOT_PROSE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]*`|<[^>\n]*>|\]\([^)\n]*\)|https?://\S+", re.DOTALL | re.MULTILINE)
 # What names a text right behind the word for it: a title in quotation marks, or what it is the text of.
 _NAMED = r"\s+(?:(?:titled|entitled|called|named)\b|[“”„«»‘\"'`*_\[]|of\b(?! (?:it|this|that|these|those)\b))"
 # The words of a question that points at what the asker has before them, and nobody else. Not for samples of code, whose
@@ -99,22 +98,3 @@ def letters(text: str) -> float:
 
 def _is_mark(char: str) -> bool:
     return unicodedata.category(char).startswith("M")
-
-
-def language_of(text: str, sure: float, shortest: int) -> str | None:
-    """The ISO 639-1 code of the language of prose, or None below this probability or this many characters of prose.
-
-    The same text always gives the same answer, in some 4 ms. Source: langdetect, naive Bayes over character n-grams.
-    """
-    prose = _NOT_PROSE.sub(" ", text[:4_000])[:1_000]
-    if len(prose.strip()) < shortest:
-        return None
-    from langdetect import DetectorFactory, detect_langs  # type: ignore[import-untyped]
-    from langdetect.lang_detect_exception import LangDetectException  # type: ignore[import-untyped]
-
-    DetectorFactory.seed = 0
-    try:
-        best = detect_langs(prose)[0]
-    except LangDetectException:
-        return None
-    return str(best.lang).split("-")[0] if best.prob > sure else None

@@ -8,7 +8,6 @@ answered throughout.
 from __future__ import annotations
 
 import fcntl
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from training.release import servers
 from training.release.gate import CanaryRules
 from training.release.registry import ModelVersion, Registry
 from training.release.servers import DIRECTORY, ServerFailed
+from training.shares import difference_of_shares
 
 if TYPE_CHECKING:
     from corpus.settings import Settings
@@ -32,8 +32,6 @@ DEPLOYMENT, BASELINE, LOCK = "deployment.json", "baseline", "deployment.lock"
 LOOK_SECONDS, APP_SECONDS = 2.0, 15.0
 # An answer that began a moment before the file was replaced may not have reached its server yet.
 GRACE_SECONDS = 1.0
-# The quantile of the normal distribution for 95 % on two sides.
-Z = 1.959963984540054
 
 
 class CannotDeploy(RuntimeError):
@@ -304,31 +302,6 @@ def _ready(
 
 
 # Comparing
-
-
-def wilson(hits: int, of: int) -> tuple[float, float]:
-    """The interval (95 %) of a share of which `hits` of `of` were seen. Source: Wilson (1927)."""
-    if of == 0:
-        return 0.0, 1.0
-    share, square = hits / of, Z * Z
-    centre = (share + square / (2 * of)) / (1 + square / of)
-    half = Z / (1 + square / of) * math.sqrt(share * (1 - share) / of + square / (4 * of * of))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def difference_of_shares(one: tuple[int, int], other: tuple[int, int]) -> tuple[float, float, float]:
-    """The first share minus the second, each as (hits, of), and the ends of its interval (95 %).
-
-    Source: Newcombe, Interval estimation for the difference between independent proportions (1998), method 10.
-    """
-    (low, high), (other_low, other_high) = wilson(*one), wilson(*other)
-    share, other_share = one[0] / one[1], other[0] / other[1]
-    difference = share - other_share
-    return (
-        difference,
-        difference - math.hypot(share - low, other_high - other_share),
-        difference + math.hypot(high - share, other_share - other_low),
-    )
 
 
 def compare(canary: Counts, champion: Counts, rules: CanaryRules) -> Verdict:

@@ -16,13 +16,14 @@ SAMPLE = 3_000
 NOT_PROSE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]*`|<[^>\n]*>|\]\([^)\n]*\)|https?://\S+", re.DOTALL | re.MULTILINE)
 
 
-def natural_language(text: str) -> str | None:
+def natural_language(text: str, *, sure: float = SURE, shortest: int = SHORTEST, sample: int = SAMPLE) -> str | None:
     """The ISO 639-1 code of the language of a text, or None where it is short or mixed.
 
-    The same text always gives the same answer.
+    `sure`: the probability above which it is believed; `shortest`, `sample`: characters of prose that there must be,
+    and that are looked at: 1,000 take some 4 ms. The same text always gives the same answer.
     """
-    prose = NOT_PROSE.sub(" ", text[: 4 * SAMPLE])[:SAMPLE]
-    if len(prose.strip()) < SHORTEST:
+    prose = NOT_PROSE.sub(" ", text[: 4 * sample])[:sample]
+    if len(prose.strip()) < shortest:
         return None
     from langdetect import DetectorFactory, detect_langs  # type: ignore[import-untyped]
     from langdetect.lang_detect_exception import LangDetectException  # type: ignore[import-untyped]
@@ -32,4 +33,4 @@ def natural_language(text: str) -> str | None:
         best = detect_langs(prose)[0]
     except LangDetectException:
         return None
-    return str(best.lang).split("-")[0] if best.prob > SURE else None
+    return str(best.lang).split("-")[0] if best.prob > sure else None
