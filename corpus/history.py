@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from arro3.core import Schema, Table
     from deltalake import CommitProperties, DeltaTable
 
     from corpus.settings import Settings
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 WRITER = "sequence"
 # A commit makes a file; so many are joined to one, and what a reader may still have open is kept for this long.
 FILES_TOGETHER, READERS_HOURS = 100, 1
-TEXTS_TOGETHER = 500
+# Of each document the newest row for which `where` holds.
+NEWEST = """
+select {columns} from (
+    select *, row_number() over (partition by document_id order by sequence desc) as place from history where {where}
+) where place = 1"""
 NEVER = "1970-01-01T00:00:00+00:00"
 
 
@@ -127,9 +131,9 @@ class History:
 
     def held(self) -> dict[str, Held]:
         """The newest row of every document."""
-        rows = self._read(["document_id", "sequence", "version", "generation", "content_hash", "gone"])
+        columns = "document_id, sequence, version, generation, content_hash, gone"
         newest: dict[str, Held] = {}
-        for row in sorted(rows, key=lambda row: row["sequence"]):
+        for row in self._asked(NEWEST.format(columns=columns, where="true")):
             id = row.pop("document_id")
             newest[id] = Held(**row)
         return newest
@@ -159,20 +163,22 @@ class History:
 
         `generation`: of these recipes alone; None: of those that made the newest row.
         """
-        rows = self._read(["document_id", "sequence", "recorded_at", "generation", "gone"])
-        rows = [
-            row
-            for row in rows
-            if (sequence is None or row["sequence"] <= sequence) and (as_of is None or row["recorded_at"] <= as_of)
-        ]
-        rows.sort(key=lambda row: row["sequence"])
-        generation = generation or next((row["generation"] for row in reversed(rows) if not row["gone"]), "")
-        newest: dict[str, dict[str, Any]] = {}
-        for row in rows:
-            if row["gone"] or row["generation"] == generation:
-                newest[row["document_id"]] = row
-        wanted = sorted(row["sequence"] for row in newest.values() if not row["gone"])
-        return sorted(self._versions(wanted), key=lambda version: version.document_id)
+        conditions = []
+        if sequence is not None:
+            conditions.append(f"sequence <= {sequence}")
+        if as_of is not None:
+            conditions.append(f"recorded_at <= to_timestamp_micros({round(as_of.timestamp() * 1_000_000)})")
+        then = " and ".join(conditions) or "true"
+        if generation is None:
+            newest = "select generation from history where {} and not gone order by sequence desc limit 1"
+            generation = next((row["generation"] for row in self._asked(newest.format(then))), "")
+        told = f"{then} and (gone or generation = {_quoted(generation)})"
+        columns = ", ".join((*DocumentVersion.__struct_fields__, "gone"))
+        found = []
+        for row in self._asked(NEWEST.format(columns=columns, where=told) + " and not gone"):
+            del row["gone"]
+            found.append(DocumentVersion(**{**row, "recorded_at": row["recorded_at"].isoformat()}))
+        return sorted(found, key=lambda version: version.document_id)
 
     def count(self, meant: Callable[[str, datetime], bool]) -> int:
         """How many rows are meant, by the document's id and when it was read; the end of a document is of 1970."""
@@ -194,15 +200,14 @@ class History:
         return len(found)
 
     def _meant(self, meant: Callable[[str, datetime], bool]) -> list[int]:
-        rows = self._read(["document_id", "sequence", "crawled_at"])
+        rows = self._asked("select document_id, sequence, crawled_at from history")
         return [row["sequence"] for row in rows if meant(row["document_id"], datetime.fromisoformat(row["crawled_at"]))]
 
     def _append(self, rows: Sequence[Mapping[str, Any]], properties: CommitProperties) -> None:
-        import pyarrow as pa
         from deltalake import write_deltalake
         from deltalake.exceptions import CommitFailedError
 
-        table = pa.Table.from_pylist(list(rows), schema=_schema())
+        table = _as_table(rows)
         with _translated(self._path):
             try:
                 write_deltalake(self._table, table, mode="append", commit_properties=properties)
@@ -220,36 +225,48 @@ class History:
             self._table.cleanup_metadata()
             self._table.update_incremental()
 
-    def _read(self, columns: list[str]) -> list[dict[str, Any]]:
-        with _translated(self._path):
-            rows: list[dict[str, Any]] = self._table.to_pyarrow_table(columns=columns).to_pylist()
-        return rows
-
-    def _versions(self, sequences: Sequence[int]) -> Iterator[DocumentVersion]:
-        import pyarrow.dataset as ds
+    def _asked(self, question: str) -> Iterator[dict[str, Any]]:
+        """The rows that answer a question in SQL to the table `history`, a batch in memory at a time."""
+        from deltalake import QueryBuilder
 
         with _translated(self._path):
-            dataset = self._table.to_pyarrow_dataset()
-            for batch in dataset.to_batches(
-                filter=ds.field("sequence").isin(list(sequences)), batch_size=TEXTS_TOGETHER
-            ):
-                for row in batch.to_pylist():
-                    del row["gone"]
-                    row["recorded_at"] = row["recorded_at"].isoformat()
-                    yield DocumentVersion(**row)
+            for batch in QueryBuilder().register("history", self._table).execute(question):
+                names = batch.schema.names
+                columns = [batch.column(name).to_pylist() for name in names]
+                for values in zip(*columns, strict=True):
+                    yield dict(zip(names, values, strict=True))
 
 
-def _schema() -> pa.Schema:
-    import pyarrow as pa
+def _schema() -> Schema:
+    from arro3.core import DataType, Field, Schema
 
     kinds = {
-        "version": pa.int64(),
-        "sequence": pa.int64(),
-        "recorded_at": pa.timestamp("us", "UTC"),
-        "text": pa.large_string(),
+        "version": DataType.int64(),
+        "sequence": DataType.int64(),
+        "recorded_at": DataType.timestamp("us", tz="UTC"),
     }
-    fields = [pa.field(name, kinds.get(name, pa.string())) for name in DocumentVersion.__struct_fields__]
-    return pa.schema([*fields, pa.field("gone", pa.bool_())])
+    fields = [
+        Field(name, kinds.get(name, DataType.utf8()), nullable=True) for name in DocumentVersion.__struct_fields__
+    ]
+    return Schema([*fields, Field("gone", DataType.bool(), nullable=True)])
+
+
+def _as_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows as Arrow. (pyarrow would take the app 80 MB for no more than this.)"""
+    from arro3.core import Array, DataType, Table
+
+    def column(name: str, kind: DataType) -> Array:
+        if name == "recorded_at":
+            moments = [round(row[name].timestamp() * 1_000_000) for row in rows]
+            return Array(moments, DataType.int64()).cast(kind)
+        return Array([row[name] for row in rows], kind)
+
+    schema = _schema()
+    return Table.from_arrays([column(name, schema.field(name).type) for name in schema.names], schema=schema)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _new_rows(
