@@ -31,6 +31,17 @@ def print_json(value: Any) -> None:
     sys.stdout.write("\n")
 
 
+def teller(silent: bool) -> Callable[[str], None]:
+    """Says what is being done, a line at a time, where it does not mix with the result; `silent` says nothing."""
+
+    def say(line: str) -> None:
+        if not silent:
+            sys.stderr.write(printable(line) + "\n")
+            sys.stderr.flush()
+
+    return say
+
+
 def bounded(kind: Callable[[str], float], least: float, most: float, said: str) -> Callable[[str], float]:
     """A reader of an option's value; `said` tells which values there are."""
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corpus.terminal import bounded, print_json
+from corpus.terminal import bounded, print_json, teller
 from training.planning.commands import register_plan
 from training.release.due_command import register_due
 from training.tune_command import register_tune
@@ -94,7 +94,7 @@ def _verb(
 
 def fine_tune(namespace: argparse.Namespace, settings: Settings) -> int:
     """`twin train sft`: 0 when finished, or stopped by SIGTERM; 1 when it failed, 2 for a wrong configuration."""
-    _installed()
+    installed()
     from training import sft
 
     return _train(sft.train, namespace, settings)
@@ -102,7 +102,7 @@ def fine_tune(namespace: argparse.Namespace, settings: Settings) -> int:
 
 def prefer(namespace: argparse.Namespace, settings: Settings) -> int:
     """`twin train dpo`: as `twin train sft`."""
-    _installed()
+    installed()
     from training import dpo
 
     return _train(dpo.train, namespace, settings)
@@ -114,7 +114,7 @@ def _train(train: Callable[..., Any], namespace: argparse.Namespace, settings: S
     from training.configuration import InvalidConfiguration, load
     from training.release.tracking import tell
 
-    say = _teller(namespace.json)
+    say = teller(namespace.json)
     try:
         configuration = load(namespace.config, namespace.set)
         record = train(
@@ -148,7 +148,7 @@ def told(record: Any) -> str:
 
 def make_base(namespace: argparse.Namespace, settings: Settings) -> int:
     """`twin train base`: 0 when made, 1 when it cannot be."""
-    _installed()
+    installed()
     from training import tiny
     from training.runs import quiet
 
@@ -165,7 +165,7 @@ def make_base(namespace: argparse.Namespace, settings: Settings) -> int:
         heads=namespace.heads,
         vocabulary=namespace.vocabulary,
         steps=namespace.steps,
-        say=_teller(namespace.json),
+        say=teller(namespace.json),
     )
     if namespace.json:
         print_json({"model": str(namespace.output), "parameters": parameters})
@@ -204,20 +204,9 @@ def _generation(asked: str | None, settings: Settings, say: Callable[[str], None
     return alias.live.name if alias is not None else None
 
 
-def _installed() -> None:
+def installed() -> None:
     """Raises TrainingNotInstalled."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         hint = "pip install 'llm-twin[training]', or in a clone: scripts/setup training"
         raise TrainingNotInstalled(f"training needs {', '.join(missing)}: {hint}")
-
-
-def _teller(silent: bool) -> Callable[[str], None]:
-    """Progress goes where it does not mix with the result."""
-
-    def say(line: str) -> None:
-        if not silent:
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
-
-    return say

@@ -6,18 +6,20 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corpus.terminal import bold, bounded, faint, print_json, printable
+from corpus.batches import batches
+from corpus.terminal import bold, bounded, faint, print_json, printable, teller
 
 if TYPE_CHECKING:
     from corpus.settings import Settings
     from training.datasets.building import Recipe
     from training.datasets.likeness import Embed
     from training.datasets.store import Record, Store
-    from training.datasets.wordsmith import Wordsmith
+    from training.datasets.wordsmith import Request, Wordsmith
 
 BUILD = """\
 Build a version of training data from the documents as they are now, or were at a time. Instructions are grounded by
@@ -31,7 +33,7 @@ FORMATS = ("parquet", "arrow", "jsonl")
 PREFERENCES_NEED = (
     "preferences need a model's own answers (--model FOLDER, or TWIN_LLM_URL) or what people said (--feedback FILE)"
 )
-CHARACTERS_EMBEDDED = 1_200
+CHARACTERS_EMBEDDED, EMBEDDED_TOGETHER = 1_200, 256
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -106,14 +108,14 @@ def _moment(text: str) -> datetime:
 
 def build_dataset(arguments: argparse.Namespace, settings: Settings) -> int:
     """`twin dataset build`: 0 when the version is there, 1 when it cannot be, 2 for wrong options."""
-    say = _teller(arguments.json)
+    say = teller(arguments.json)
     with _store(settings, say) as store:
         if arguments.source is not None:
             known = store.record(arguments.source)
             record = store.rebuild(known.id, _embedder(settings, known.recipe.embedder, say))
             return _built(record, store, arguments.json, "built again, with the same hash")
         _catch_up(settings, say)
-        wordsmith = _wordsmith(arguments, settings)
+        wordsmith = _wordsmith(arguments, settings, say)
         recipe = _recipe(arguments, settings, store, wordsmith)
         if recipe.kind == "preferences" and not recipe.wordsmith and not recipe.feedback:
             sys.stderr.write(f"twin: {PREFERENCES_NEED}\n")
@@ -237,7 +239,7 @@ def check_dataset(arguments: argparse.Namespace, settings: Settings) -> int:
     from training.datasets.store import evaluation_sets, evaluation_texts
     from training.datasets.verdict import passes, told
 
-    say = _teller(arguments.json)
+    say = teller(arguments.json)
     path: Path = arguments.file
     if not path.exists() and (settings.datasets_directory / path / "record.json").is_file():
         path = settings.datasets_directory / path
@@ -320,7 +322,26 @@ def _recipe(arguments: argparse.Namespace, settings: Settings, store: Store, wor
     )
 
 
-def _wordsmith(arguments: argparse.Namespace, settings: Settings) -> Wordsmith | None:
+@dataclass
+class _Telling:
+    """A wordsmith that says how far it is."""
+
+    inner: Wordsmith
+    say: Callable[[str], None]
+    written: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    def write(self, requests: Sequence[Request]) -> list[str | None]:
+        texts = self.inner.write(requests)
+        self.written += len(texts)
+        self.say(f"{self.name} wrote {self.written:,} texts")
+        return texts
+
+
+def _wordsmith(arguments: argparse.Namespace, settings: Settings, say: Callable[[str], None]) -> Wordsmith | None:
     """The model that writes: one in a folder, or the served one of the settings."""
     if arguments.model is not None:
         from training.inputs import model_folder
@@ -328,12 +349,12 @@ def _wordsmith(arguments: argparse.Namespace, settings: Settings) -> Wordsmith |
         from training.runs import quiet
 
         quiet()
-        return LocalWordsmith(LocalModel(model_folder(str(arguments.model))))
+        return _Telling(LocalWordsmith(LocalModel(model_folder(str(arguments.model)))), say)
     if settings.llm_url is None:
         return None
     from training.datasets.wordsmith import ServedWordsmith
 
-    return ServedWordsmith(settings)
+    return _Telling(ServedWordsmith(settings), say)
 
 
 def _embedder(settings: Settings, model: str, say: Callable[[str], None]) -> Embed | None:
@@ -347,8 +368,14 @@ def _embedder(settings: Settings, model: str, say: Callable[[str], None]) -> Emb
     embedder = load_embedder(msgspec.structs.replace(settings, embedding_model=model))
 
     def embed(texts: Sequence[str]) -> Any:
-        say(f"comparing the meaning of {len(texts):,} texts")
-        return embedder.embed([text[:CHARACTERS_EMBEDDED] for text in texts])
+        import numpy as np
+
+        parts = []
+        for part in batches([text[:CHARACTERS_EMBEDDED] for text in texts], EMBEDDED_TOGETHER):
+            parts.append(embedder.embed(part))
+            if len(texts) > EMBEDDED_TOGETHER:
+                say(f"comparing meanings: {sum(map(len, parts)):,} of {len(texts):,} texts")
+        return np.concatenate(parts) if parts else embedder.embed([])
 
     return embed
 
@@ -357,13 +384,3 @@ def _plain(record: Record, store: Store) -> dict[str, Any]:
     import msgspec
 
     return {**msgspec.to_builtins(record), "state": store.state(record), "folder": str(store.directory / record.id)}
-
-
-def _teller(silent: bool) -> Callable[[str], None]:
-    """Progress goes where it does not mix with the result."""
-
-    def say(line: str) -> None:
-        if not silent and sys.stderr.isatty():
-            sys.stderr.write(f"{line}\n")
-
-    return say

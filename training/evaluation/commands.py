@@ -62,16 +62,17 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(namespace: argparse.Namespace, settings: Settings) -> int:
     """`twin evaluate`: 0 when evaluated, well or badly; 1 when it cannot be, 2 where no dataset is named."""
-    from training.commands import _installed, _teller
+    from corpus.terminal import teller
+    from training.commands import installed
 
-    _installed()
+    installed()
     from training.evaluation import evaluating as evaluation
     from training.evaluation import held_out, report
     from training.evaluation.figures import model_folder
     from training.inputs import model_folder as known_model
     from training.runs import quiet
 
-    say = _teller(namespace.json)
+    say = teller(namespace.json)
     folder = model_folder(known_model(namespace.model))
     against = _against(namespace.against, settings)
     trained = held_out.trained_on(folder)

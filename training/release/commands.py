@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corpus.terminal import bold, bounded, faint, print_json, printable
+from corpus.terminal import bold, bounded, print_json, printable, teller
 from training.release.deploy_command import register_deploy
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ Make a version champion. It must pass the release gate: by the program's rules o
 compared with the present champion, or with its base where there is none. --override records why it may all the same."""
 ROLLBACK = """\
 Make the former champion champion again, also for the app: its server answers before the other's is stopped."""
+
+_say = teller(silent=False)
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -244,12 +246,6 @@ def _result(namespace: argparse.Namespace, version: ModelVersion, told: str) -> 
     else:
         sys.stdout.write(printable(told) + "\n")
     return 0
-
-
-def _say(line: str) -> None:
-    """Progress goes where it does not mix with the result."""
-    sys.stderr.write(faint(printable(line)) + "\n")
-    sys.stderr.flush()
 
 
 def _told(error: Exception | str, code: int) -> int:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corpus.terminal import bounded, faint, print_json, printable
+from corpus.terminal import bounded, print_json, printable, teller
 
 if TYPE_CHECKING:
     from corpus.settings import Settings
@@ -22,6 +22,8 @@ DEPLOY = """\
 Let the app ask a version. Without --url and --start: tell how it is served. The version is a canary first, which gives
 a share of the answers; with --wait it is held against the champion by the app's own counts, and promoted or taken back.
 --status, --promote and --rollback are for the canary there is."""
+
+_say = teller(silent=False)
 
 
 def register_deploy(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -265,12 +267,6 @@ def _plain(deployment: Deployment) -> dict[str, Any]:
         if target is not None:
             target["url"] = without_password(target["url"])
     return plain
-
-
-def _say(line: str) -> None:
-    """Progress goes where it does not mix with the result."""
-    sys.stderr.write(faint(printable(line)) + "\n")
-    sys.stderr.flush()
 
 
 def _told(error: Exception | str, code: int) -> int:
