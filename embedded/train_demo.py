@@ -16,7 +16,7 @@ from corpus.settings import Settings, load
 from embedded.demo import SOURCES, asked, run, say
 
 QUESTION = "Where does a document become chunks?"
-CONFIGS = Path(__file__).parents[1] / "training" / "configs"
+TRAINING = Path(__file__).parents[1] / "training"
 AUTHOR, APPROVER = "The LLM Twin authors", "train-demo"
 # Enough for the base to know words, and for it to be far from the author's texts.
 BASE_STEPS, PAIRS = "160", "120"
@@ -70,7 +70,7 @@ def demonstrate(settings: Settings, start: float) -> int:
     step("model", "register", str(preferred))
     version = asked("model", "list")[0]["id"]
     if asked("model", "show", version)["state"] != "champion":
-        step("model", "approve", version, "--by", APPROVER, "--rules", str(CONFIGS / "tiny-release.yaml"))
+        step("model", "approve", version, "--by", APPROVER, "--rules", str(TRAINING / "release" / "tiny.yaml"))
     step("model", "deploy", version, "--start", "--share", "1")
     say(f"Asking: {QUESTION}")
     step("ask", QUESTION)
@@ -102,7 +102,7 @@ def dataset(*arguments: str) -> str:
 
 def config(name: str, **values: object) -> list[str]:
     settings = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
-    return ["--config", str(CONFIGS / f"{name}.yaml"), *settings]
+    return ["--config", str(TRAINING / "configs" / f"{name}.yaml"), *settings]
 
 
 if __name__ == "__main__":
