@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from training.datasets.scoring import JudgeUnusable
 from training.datasets.wordsmith import Request, WordsmithUnavailable
-from training.evaluation.judging import JudgeUnusable, Pair, Verdict, judged, request, verdict
+from training.evaluation.judging import Pair, Verdict, judged, request, verdict
 
 Reply = Callable[[str, str], str | None]
 

@@ -16,10 +16,11 @@ import msgspec
 from corpus.history import DocumentVersion
 from training.datasets.families import divide, families
 from training.datasets.gates import Context, Thresholds, gate
-from training.datasets.instructions import METHODS, Limits
+from training.datasets.instructions import METHODS, Limits, NoWordsmith
 from training.datasets.likeness import Embed
 from training.datasets.preferences import Feedback, Rules, paired, preferred, prompts
 from training.datasets.samples import SPLITS, InstructionSample, Method, Sample, Split, asked
+from training.datasets.scoring import scored
 from training.datasets.wordsmith import Wordsmith
 
 Kind = Literal["instructions", "preferences"]
@@ -32,8 +33,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     `size`: samples of all splits together, None for all there are; `validation`, `test`: shares of the document
     families; `authors` (names), `categories`, `languages`: only these, empty for all; `wordsmith`: the model that wrote
-    (instructions, questions, or the rejected answers), `embedder`: the model that compared meanings, "" for none;
-    `evaluation_sets`: SHA-256 by name of what must not be trained on; `feedback`: ids of what people said.
+    (instructions, questions, or the rejected answers; with `rewrites` it rewords templates, with `judged` it scores
+    samples), `embedder`: the model that compared meanings, "" for none; `evaluation_sets`: SHA-256 by name of what must not be trained on; `feedback`: ids of what people said.
     """
 
     kind: Kind = "instructions"
@@ -47,6 +48,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     languages: tuple[str, ...] = ()
     wordsmith: str = ""
     rewrites: bool = False
+    judged: bool = False
     embedder: str = ""
     limits: Limits = Limits()
     thresholds: Thresholds = Thresholds()
@@ -101,6 +103,12 @@ def build(recipe: Recipe, ingredients: Ingredients) -> Built:
             made += result.samples
             left_out.update({f"{method}: {reason}": count for reason, count in result.left_out.items()})
     kept, notes = _gated(recipe, ingredients, documents, made, of, left_out)
+    if recipe.judged and recipe.kind == "instructions":
+        if ingredients.wordsmith is None:
+            raise NoWordsmith("scores need a language model: set TWIN_LLM_URL, or leave --judge out")
+        found = scored(kept, ingredients.wordsmith, recipe.thresholds.judge)
+        left_out.update(found.left_out)
+        kept = found.samples
     if recipe.kind == "preferences":
         kept = [*_on_policy(recipe, ingredients, kept, places, left_out), *_told(recipe, ingredients, of, left_out)]
     samples = stratified(kept, recipe.size, recipe.seed, places)

@@ -52,6 +52,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "and question where TWIN_LLM_URL is set)",
     )
     build.add_argument("--rewrite", action="store_true", help="let the language model reword the instructions")
+    build.add_argument(
+        "--judge", action="store_true", help="let the language model score each sample, and leave out bad ones"
+    )
     whole = bounded(int, 1, 10_000_000, "a whole number above 0")
     build.add_argument("--size", type=whole, metavar="N", help="samples of all splits together (default: all)")
     build.add_argument("--as-of", type=_moment, metavar="TIME", help="from the documents as they were then (ISO 8601)")
@@ -299,7 +302,8 @@ def _recipe(arguments: argparse.Namespace, settings: Settings, store: Store, wor
     kind = arguments.kind or recipe.kind
     served = kind == "instructions" and settings.llm_url is not None and not arguments.recipe
     methods = tuple(arguments.method or (*recipe.methods, *(("question",) if served else ())))
-    writes = kind == "preferences" or "question" in methods or arguments.rewrite or recipe.rewrites
+    asked = arguments.rewrite or arguments.judge or recipe.rewrites or recipe.judged
+    writes = kind == "preferences" or "question" in methods or asked
     given = {
         "kind": kind,
         "methods": methods,
@@ -311,6 +315,7 @@ def _recipe(arguments: argparse.Namespace, settings: Settings, store: Store, wor
         "categories": tuple(arguments.category) if arguments.category else None,
         "languages": tuple(arguments.language) if arguments.language else None,
         "rewrites": arguments.rewrite or None,
+        "judged": arguments.judge or None,
     }
     return msgspec.structs.replace(
         recipe,

@@ -61,6 +61,8 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     code_letters: float = 0.3
     # Share of the lines that are links and little else, from which it is a list of links.
     links: float = 0.5
+    # What a language model says of a sample, where it is asked: 0.5 is three of five.
+    judge: float = 0.5
     # Words in a row shared with an evaluation text.
     decontamination: int = 8
 

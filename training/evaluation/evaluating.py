@@ -20,11 +20,12 @@ import numpy as np
 
 from corpus.prompts import Source
 from training.datasets.likeness import grounded, words
+from training.datasets.scoring import JudgeUnusable
 from training.datasets.wordsmith import Wordsmith, WordsmithUnavailable
 from training.evaluation.figures import Comparison, Evaluation, Metric, SideBySide
 from training.evaluation.held_out import HeldOut, Question, asking, is_own
 from training.evaluation.intervals import Figure, comparison, mean, metric, ratio
-from training.evaluation.judging import Judged, JudgeUnusable, Pair, judged
+from training.evaluation.judging import Judged, Pair, judged
 from training.evaluation.style import DISTANCES, Text, classified, distances
 from training.local_model import LEAST_ANSWER, Likelihood, NoSystemMessages, whole_sentences
 

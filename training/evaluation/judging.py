@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from corpus.prompts import Message
+from training.datasets.scoring import MOST_NONSENSE, JudgeUnusable
 from training.datasets.wordsmith import Request, Wordsmith
 
 PROMPT_VERSION = "judge-1"
-# A judge that says something else more often than this does not understand what it is asked.
-MOST_NONSENSE = 1 / 3
 RULES = """\
 You compare two answers to one question. The measure is what the author wrote himself, which you are shown: the better \
 answer is the one that says more of what the author says, says nothing that contradicts it, and sounds more like him. \
@@ -29,10 +28,6 @@ Verdict = Literal["first", "second", "neither"]
 _SAID: dict[str, Verdict] = {"1": "first", "2": "second", "0": "neither"}
 # A verdict may stand in quotes or bold and have a word before it; a sentence is none.
 _VERDICT = re.compile(r"\W*(?:answer|antwort|verdict|better)?\W*([012])\W*", re.IGNORECASE)
-
-
-class JudgeUnusable(RuntimeError):
-    """What the judge says cannot be counted; the message has the numbers."""
 
 
 @dataclass(frozen=True, slots=True)
