@@ -34,7 +34,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     `size`: samples of all splits together, None for all there are; `validation`, `test`: shares of the document
     families; `authors` (names), `categories`, `languages`: only these, empty for all; `wordsmith`: the model that wrote
     (instructions, questions, or the rejected answers; with `rewrites` it rewords templates, with `judged` it scores
-    samples), `embedder`: the model that compared meanings, "" for none; `evaluation_sets`: SHA-256 by name of what must not be trained on; `feedback`: ids of what people said.
+    samples), `embedder`: the model that compared meanings, "" for none; `evaluation_sets`: SHA-256 by name of what must
+    not be trained on; `feedback`: ids of what people said.
     """
 
     kind: Kind = "instructions"

@@ -52,9 +52,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "and question where TWIN_LLM_URL is set)",
     )
     build.add_argument("--rewrite", action="store_true", help="let the language model reword the instructions")
-    build.add_argument(
-        "--judge", action="store_true", help="let the language model score each sample, and leave out bad ones"
-    )
+    build.add_argument("--judge", action="store_true", help="let the language model score samples; bad ones go")
     whole = bounded(int, 1, 10_000_000, "a whole number above 0")
     build.add_argument("--size", type=whole, metavar="N", help="samples of all splits together (default: all)")
     build.add_argument("--as-of", type=_moment, metavar="TIME", help="from the documents as they were then (ISO 8601)")
