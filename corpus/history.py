@@ -9,6 +9,7 @@ Source: the Delta transaction protocol, "Transaction Identifiers"; `deltalake`'s
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from corpus.settings import Settings
 
-WRITER = "sequence"
+WRITER, LOCK = "sequence", "history.lock"
 # A commit makes a file; so many are joined to one, and what a reader may still have open is kept for this long.
 FILES_TOGETHER, READERS_HOURS = 100, 1
 # Of each document the newest row for which `where` holds.
@@ -117,17 +118,36 @@ class History:
 
     def refresh(self) -> None:
         """See what other processes recorded."""
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError
+
         with _translated(self._path):
-            self._table.update_incremental()
+            try:
+                self._table.update_incremental()
+            except DeltaError:
+                # The entries of the log between then and now were joined to a checkpoint and removed.
+                self._table = DeltaTable(str(self._path))
 
     def last(self) -> int:
         """The number of the newest row; 0 where nothing was ever recorded."""
-        return max(0, self._table.transaction_version(WRITER) or 0)
+        return self.position(WRITER) or 0
 
     def position(self, source: str) -> int | None:
         """How far this source was recorded; None where it never was."""
-        found = self._table.transaction_version(source)
+        from deltalake.exceptions import DeltaError
+
+        with _translated(self._path):
+            try:
+                found = self._table.transaction_version(source)
+            except DeltaError:
+                self.refresh()
+                found = self._table.transaction_version(source)
         return None if found is None else int(found)
+
+    def versions(self, sequence: int) -> set[tuple[str, int]]:
+        """Id and version of every state that is there up to this row."""
+        rows = self._asked("select document_id, version, sequence from history where not gone")
+        return {(row["document_id"], row["version"]) for row in rows if row["sequence"] <= sequence}
 
     def held(self) -> dict[str, Held]:
         """The newest row of every document."""
@@ -152,7 +172,8 @@ class History:
         self._append(rows, CommitProperties(app_transactions=marks))
         held.update(following)
         if len(self._table.file_uris()) >= FILES_TOGETHER:
-            self._tidy(READERS_HOURS)
+            with self._alone():
+                self._tidy(READERS_HOURS)
         return len(rows)
 
     def documents(
@@ -161,7 +182,8 @@ class History:
         """The documents as they were at a time, by id: of each the newest version that was told until `as_of` and
         recorded up to `sequence`, unless it was gone by then.
 
-        `generation`: of these recipes alone; None: of those that made the newest row.
+        `generation`: of these recipes alone; None: of those that made the most documents, of equal ones the newest:
+        while a new generation is told for the first time it has a part of them.
         """
         conditions = []
         if sequence is not None:
@@ -170,8 +192,7 @@ class History:
             conditions.append(f"recorded_at <= to_timestamp_micros({round(as_of.timestamp() * 1_000_000)})")
         then = " and ".join(conditions) or "true"
         if generation is None:
-            newest = "select generation from history where {} and not gone order by sequence desc limit 1"
-            generation = next((row["generation"] for row in self._asked(newest.format(then))), "")
+            generation = self._complete(then)
         told = f"{then} and (gone or generation = {_quoted(generation)})"
         columns = ", ".join((*DocumentVersion.__struct_fields__, "gone"))
         found = []
@@ -180,23 +201,37 @@ class History:
             found.append(DocumentVersion(**{**row, "recorded_at": row["recorded_at"].isoformat()}))
         return sorted(found, key=lambda version: version.document_id)
 
+    def _complete(self, then: str) -> str:
+        """The generation with the most documents that are not gone, among the rows for which this holds."""
+        live: dict[str, dict[str, int]] = {}
+        order = "select document_id, sequence, generation, gone from history where {} order by sequence"
+        for row in self._asked(order.format(then)):
+            if row["gone"]:
+                for documents in live.values():
+                    documents.pop(row["document_id"], None)
+            else:
+                live.setdefault(row["generation"], {})[row["document_id"]] = row["sequence"]
+        return max(live, key=lambda name: (len(live[name]), max(live[name].values(), default=0)), default="")
+
     def count(self, meant: Callable[[str, datetime], bool]) -> int:
-        """How many rows are meant, by the document's id and when it was read; the end of a document is of 1970."""
-        self.refresh()
-        return len(self._meant(meant))
+        """How many rows are meant, by the document's id and when it was read (the end of a document is of 1970), and
+        files that no row is known of."""
+        with self._alone():
+            self.refresh()
+            return len(self._meant(meant)) + len(self._unknown_files())
 
     def erase(self, meant: Callable[[str, datetime], bool]) -> int:
         """Take the rows that are meant out of the files for good; how many there were.
 
         Whoever reads older files at this moment fails, and reads again.
         """
-        self.refresh()
-        found = self._meant(meant)
-        if found:
-            with _translated(self._path):
-                self._table.delete(f"sequence in ({', '.join(map(str, found))})")
-        # Also what an attempt that a crash broke off left behind.
-        self._tidy(0)
+        with self._alone():
+            self.refresh()
+            found = self._meant(meant)
+            if found:
+                with _translated(self._path):
+                    self._table.delete(f"sequence in ({', '.join(map(str, found))})")
+            self._tidy(0)
         return len(found)
 
     def _meant(self, meant: Callable[[str, datetime], bool]) -> list[int]:
@@ -208,7 +243,7 @@ class History:
         from deltalake.exceptions import CommitFailedError
 
         table = _as_table(rows)
-        with _translated(self._path):
+        with self._alone(), _translated(self._path):
             try:
                 write_deltalake(self._table, table, mode="append", commit_properties=properties)
             except CommitFailedError as error:
@@ -217,13 +252,31 @@ class History:
             self._table.update_incremental()
 
     def _tidy(self, hours: int) -> None:
-        """Join the files, and remove those that nothing needs any more and the log's entries of them."""
+        """Join the files, and remove those that nothing needs any more and the log's entries of them, also those that a
+        crash or a refused commit left, which no entry names. Only alone: another's commit may be about to name one."""
+        self.refresh()
         with _translated(self._path):
             self._table.optimize.compact()
-            self._table.vacuum(retention_hours=hours, enforce_retention_duration=False, dry_run=False)
+            self._table.vacuum(retention_hours=hours, enforce_retention_duration=False, dry_run=False, full=True)
             self._table.create_checkpoint()
             self._table.cleanup_metadata()
-            self._table.update_incremental()
+        self.refresh()
+
+    def _unknown_files(self) -> list[Path]:
+        """Data files that are no part of the table as it is."""
+        with _translated(self._path):
+            known = {Path(file).name for file in self._table.file_uris()}
+        return [path for path in self._path.glob("*.parquet") if path.name not in known]
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else writes to the files meanwhile; readers go on."""
+        try:
+            with (self._path.parent / LOCK).open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise HistoryUnavailable(f"{self._path} cannot be locked ({error.strerror}): mend its rights") from error
 
     def _asked(self, question: str) -> Iterator[dict[str, Any]]:
         """The rows that answer a question in SQL to the table `history`, a batch in memory at a time."""

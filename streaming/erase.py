@@ -223,8 +223,11 @@ def _meant(erasure: Erasure) -> Callable[[str, datetime], bool]:
 
 def _dataset_folders(reach: Reach, ids: Sequence[str]) -> list[Path]:
     """Where samples of these documents lie: the files of every dataset that was built from one of them."""
-    stale = reach.warehouse.built_from(ids)["datasets"]
-    return [folder for id in stale if (folder := reach.settings.datasets_directory / id).is_dir()]
+    directory = reach.settings.datasets_directory
+    found = [directory / id for id in reach.warehouse.built_from(ids)["datasets"]]
+    # Those that a process was writing when it was killed; whoever is still writing finds the history without its rows.
+    abandoned = [path for path in directory.glob(".*-*-*") if not Path(f"/proc/{path.name.split('-')[-2]}").exists()]
+    return [folder for folder in (*found, *abandoned) if folder.is_dir()]
 
 
 class _Evaluated(msgspec.Struct):

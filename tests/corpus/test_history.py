@@ -82,10 +82,13 @@ def test_what_is_told_again_is_recorded_once(history: History) -> None:
     assert history.last() == 3
 
 
-def test_a_document_is_of_the_newest_recipes_unless_others_are_asked_for(history: History) -> None:
+def test_documents_are_of_the_newest_recipes_once_these_made_all_of_them(history: History) -> None:
     recorded(history, told("a", "old a", 1), told("b", "old b", 1), told("a", "new a", 2, generation="g2"))
 
-    assert texts(history) == {"a": "new a"}
+    assert texts(history) == {"a": "old a", "b": "old b"}
+    assert texts(history, generation="g2") == {"a": "new a"}
+    recorded(history, told("b", "new b", 3, generation="g2"))
+    assert texts(history) == {"a": "new a", "b": "new b"}
     assert texts(history, generation="g1") == {"a": "old a", "b": "old b"}
 
 
@@ -118,6 +121,32 @@ def test_an_erased_document_is_in_no_file_and_the_others_stay(history: History, 
     # Numbers are never given again.
     recorded(history, told("c", "sea", 11))
     assert history.last() == 6
+
+
+def test_a_file_that_a_refused_commit_left_goes_with_an_erasure(history: History, tmp_path: Path) -> None:
+    other = open_history(load({"TWIN_HOME": str(tmp_path)}))
+    recorded(history, told("a", "one", 1))
+    with pytest.raises(Overtaken):
+        recorded(other, told(MARKER, f"about {MARKER}", 1))
+    left = [path for path in (tmp_path / "history").glob("*.parquet") if holds(path, MARKER)]
+    assert len(left) == 1
+    assert history.count(lambda id, read: id == MARKER) == 1
+
+    history.erase(lambda id, read: id == MARKER)
+
+    assert not left[0].exists()
+    assert (history.count(lambda id, read: id == MARKER), texts(history)) == (0, {"a": "one"})
+
+
+def test_a_reader_whose_place_in_the_log_was_removed_reads_on(history: History, tmp_path: Path) -> None:
+    recorded(history, told("a", "one", 1))
+    late = open_history(load({"TWIN_HOME": str(tmp_path)}))
+    recorded(history, told("b", "bee", 2))
+    history.erase(lambda id, read: id == "a")
+    recorded(history, told("c", "sea", 3))
+
+    late.refresh()
+    assert (late.last(), late.position("topic/0"), texts(late)) == (3, 1, {"b": "bee", "c": "sea"})
 
 
 def holds(path: Path, text: str) -> bool:

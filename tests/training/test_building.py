@@ -131,6 +131,17 @@ def test_preferences_set_the_authors_text_against_the_models_own_answer() -> Non
     assert all(len(request.messages) == 1 for request in model.asked)
 
 
+def test_a_secret_in_the_models_own_answer_is_kept_out() -> None:
+    class Leaking(Model):
+        def write(self, requests: Sequence[Request]) -> list[str | None]:
+            return [
+                f"For this write to jane{at}.doe@bigcorp.com, she knows all of it." for at, _ in enumerate(requests)
+            ]
+
+    with pytest.raises(TooFewSamples, match="gate: privacy"):
+        built(Recipe(kind="preferences", wordsmith="a model", size=20), model=Leaking())
+
+
 @pytest.mark.parametrize(
     ("documents", "recipe", "told"),
     [

@@ -43,6 +43,7 @@ FEEDBACK = {
     "answer": "It was grey and it rained for most of the day, as it does.",
     "model": "twin-1",
     "verdict": "edit",
+    "citations": [{"document_id": "doc-001"}, {"document_id": "doc-002"}],
 }
 
 
@@ -180,6 +181,47 @@ def test_a_document_erased_while_a_version_was_built_is_in_none(home: Home, monk
     assert list(home.settings.datasets_directory.iterdir()) == []
 
 
+def test_an_erasure_that_began_before_a_build_is_not_missed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.datasets import store
+
+    # It was asked for, and comes to the history only when the build has read it.
+    whole, begun = store.write_folder, home.now
+
+    def meanwhile(*arguments: object) -> None:
+        erasure = Erasure(id="early", document_ids=("doc-003",), author_ids=(), erased_at=begun)
+        home.warehouse.record_erasure(erasure)
+        home.history.erase(lambda id, read: id == "doc-003")
+        whole(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store, "write_folder", meanwhile)
+    model = Echo()
+
+    with pytest.raises(CannotRebuild, match=r"doc-003.*erasure early"):
+        home.build(Recipe(kind="preferences", wordsmith="echo"), wordsmith=model)
+    assert list(home.settings.datasets_directory.iterdir()) == []
+    # What was written meanwhile goes with the next build.
+    monkeypatch.undo()
+    home.build(Recipe(kind="preferences", wordsmith="echo"), wordsmith=model)
+    assert home.warehouse.count_told(["doc-003"]) == 0
+
+
+def test_a_folder_that_a_killed_process_left_is_removed(home: Home) -> None:
+    left = home.settings.datasets_directory / ".instructions-0123456789ab-999999999-abcdef01"
+    left.mkdir(parents=True)
+    (left / "train.parquet").write_text("half")
+
+    home.build()
+
+    assert not left.exists()
+
+
+def test_the_same_samples_under_another_name_are_found_by_it(home: Home) -> None:
+    first = home.build()
+    second = home.store.build(Recipe(), name="another")
+
+    assert (second.id, home.store.record("another").id) == (first.id, first.id)
+
+
 def test_what_a_model_wrote_is_asked_once_and_a_rebuild_asks_nothing(home: Home) -> None:
     model = Echo()
     recipe = Recipe(kind="preferences", wordsmith="echo", size=20)
@@ -236,7 +278,11 @@ def test_what_people_said_becomes_preferences(home: Home, tmp_path: Path) -> Non
     ids = home.store.take_in(file)
     record = home.build(Recipe(kind="preferences", feedback=ids, validation=0, test=0))
 
-    assert (ids, record.splits["train"], record.document_ids) == (("f0", "f1"), 2, ())
+    assert (ids, record.splits["train"]) == (("f0", "f1"), 2)
+    # Every document that an answer cited: an erasure of any of them must find the dataset.
+    assert record.document_ids == ("doc-001", "doc-002")
+    with pytest.raises(ValueError, match="none of the 12 documents is of Bob"):
+        home.build(Recipe(kind="preferences", feedback=ids, authors=("Bob",)))
     assert home.store.rebuild(record.id) == record
     file.write_text('{"feedback_id": "f2"}\n')
     with pytest.raises(NotFeedback, match="line 1"):

@@ -142,13 +142,34 @@ def test_a_log_that_was_started_anew_is_read_from_its_start_and_what_it_tells_ag
 def test_a_message_that_is_no_document_holds_nothing_up(
     broker: Broker, recorder_of: Callable[..., Recorder], caplog: pytest.LogCaptureFixture
 ) -> None:
-    for value in (b"{", b"[]", b'{"document_id": "a"}', b"\xff"):
+    whole = state("a", "one", 1)
+    odd = [{**whole, "text": 5}, {**whole, "content_hash": []}, {**whole, "version": 1 << 70}]
+    odd += [{**whole, "crawled_at": moment} for moment in (None, "yesterday", "2026-06-01T00:00:00")]
+    for value in (b"{", b"[]", b'{"document_id": "a"}', b"\xff", *(json.dumps(each).encode() for each in odd)):
         broker.send("a", value)
     broker.tell("a", "one")
 
     with caplog.at_level(logging.WARNING):
         assert recorder_of(broker).catch_up() == 1
-    assert caplog.text.count("is no document and is passed over") == 4
+    assert caplog.text.count("is no document and is passed over") == 10
+    recorder_of(broker).history.erase(lambda id, read: id == "b")
+
+
+def test_an_end_is_recorded_also_of_what_another_reader_recorded(
+    broker: Broker, recorder_of: Callable[..., Recorder]
+) -> None:
+    recorder = recorder_of(broker)
+    broker.tell("a", "one")
+    recorder.catch_up()
+    broker.tell("x", "from elsewhere")
+    recorder_of(broker).catch_up()
+    recorder.history.refresh()
+    broker.tell("x", None)
+
+    recorder.catch_up()
+
+    assert texts(recorder) == {"a": "one"}
+    assert recorder.live() == {"a"}
 
 
 def test_a_log_that_is_away_is_told(

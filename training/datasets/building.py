@@ -191,17 +191,30 @@ def _on_policy(
     answers = ingredients.wordsmith.write(prompts(instructions))
     pairs = paired(instructions, answers, ingredients.wordsmith.name, recipe.rules)
     left_out.update({f"on-policy: {reason}": count for reason, count in pairs.left_out.items()})
-    return pairs.samples
+    return _without_documents(recipe, ingredients, pairs.samples, left_out)
+
+
+def _without_documents(
+    recipe: Recipe, ingredients: Ingredients, pairs: Sequence[Sample], left_out: Counter[str]
+) -> list[Sample]:
+    """The pairs that pass the gates: what a model or a person wrote need not stand in any document."""
+    judged = gate(pairs, _context(recipe, ingredients, {}))
+    left_out.update(f"gate: {finding.gate}" for finding in judged.findings)
+    return [pairs[at] for at in judged.kept]
 
 
 def _told(recipe: Recipe, ingredients: Ingredients, of: Mapping[str, str], left_out: Counter[str]) -> Sequence[Sample]:
     """What people preferred, each in the family of the document that it rests on."""
-    pairs = preferred(ingredients.feedback, recipe.rules)
+    wanted = [
+        row
+        for row in ingredients.feedback
+        if (not recipe.authors or row.author in recipe.authors)
+        and (not recipe.categories or row.category in recipe.categories)
+        and (not recipe.languages or row.language in recipe.languages)
+    ]
+    pairs = preferred(wanted, recipe.rules)
     left_out.update({f"feedback: {reason}": count for reason, count in pairs.left_out.items()})
-    # A person's own words need not stand in any document.
-    judged = gate(pairs.samples, _context(recipe, ingredients, {}))
-    left_out.update(f"gate: {finding.gate}" for finding in judged.findings)
-    kept = [pairs.samples[at] for at in judged.kept]
+    kept = _without_documents(recipe, ingredients, pairs.samples, left_out)
     return [msgspec.structs.replace(pair, family=of.get(pair.document_id, "")) for pair in kept]
 
 

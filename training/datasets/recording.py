@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from corpus.history import DocumentVersion, Held, History, Overtaken, Told, open_history
+from corpus.history import Held, History, Overtaken, Told, open_history
 from corpus.settings import Settings, running_addresses
 
 if TYPE_CHECKING:
@@ -31,7 +31,26 @@ WAIT_SECONDS, LOOK_SECONDS = 1.0, 0.1
 # Without a message from a broker that still has some.
 PATIENCE = 30.0
 ASK_SECONDS = 10.0
-STATE = (set(DocumentVersion.__struct_fields__) - {"sequence", "recorded_at"}) | {"document_id"}
+
+
+class _State(msgspec.Struct, frozen=True):
+    """A document's state as its contract says (docs/contracts/features.documents.v1.json); more fields may come."""
+
+    document_id: str
+    version: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+    generation: str
+    category: str
+    platform: str
+    author: str
+    author_id: str
+    url: str
+    title: str
+    language: str | None
+    published_at: str | None
+    crawled_at: Annotated[datetime, msgspec.Meta(tz=True)]
+    crawl_id: str
+    content_hash: str
+    text: str
 
 
 class FeaturesUnavailable(ConnectionError):
@@ -65,6 +84,7 @@ class Recorder:
     history: History
     behind: int | None = None
     _held: dict[str, Held] | None = None
+    _held_at: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, stop: threading.Event) -> None:
@@ -79,8 +99,8 @@ class Recorder:
 
     def catch_up(self) -> int:
         """Record all that the topic holds now; the number of rows. Raises FeaturesUnavailable or HistoryUnavailable."""
-        before = self.history.last()
         with _Reader(self.features, self.features.life(), self.history) as reader:
+            before = self.history.last()
             heard = time.monotonic()
             while reader.open:
                 messages = reader.poll(LOOK_SECONDS)
@@ -100,7 +120,9 @@ class Recorder:
             for _ in range(2):
                 try:
                     told = [Told(document_id=id, at=now, state=None) for id in sorted(ids)]
-                    return self.history.record(told, {}, self._known())
+                    noted = self.history.record(told, {}, self._known())
+                    self._held_at = self.history.last()
+                    return noted
                 except Overtaken:
                     self._held = None
         return 0
@@ -119,6 +141,7 @@ class Recorder:
             try:
                 if new:
                     self.history.record(told, {each.source: each.offset for each in new}, self._known())
+                    self._held_at = self.history.last()
             except Overtaken:
                 self._held = None
                 return False
@@ -129,9 +152,10 @@ class Recorder:
         return -1 if position is None else position
 
     def _known(self) -> dict[str, Held]:
-        if self._held is None:
+        # Others record too, also in this very process, and then it is known only by the number of the last row.
+        if self._held is None or self._held_at != self.history.last():
             self.history.refresh()
-            self._held = self.history.held()
+            self._held, self._held_at = self.history.held(), self.history.last()
         return self._held
 
 
@@ -246,10 +270,9 @@ def as_told(key: str | bytes | None, value: str | bytes | None, milliseconds: in
     at = datetime.fromtimestamp(milliseconds / 1000, UTC)
     if value is None:
         return Told(document_id=id, at=at, state=None)
-    state: Any = msgspec.json.decode(value)
-    if not isinstance(state, dict) or not set(state) >= STATE or not isinstance(state["version"], int):
-        raise ValueError("it lacks fields of its contract")
-    return Told(document_id=id, at=at, state={name: state[name] for name in STATE})
+    state = msgspec.json.decode(value, type=_State)
+    plain = {**msgspec.structs.asdict(state), "crawled_at": state.crawled_at.isoformat()}
+    return Told(document_id=id, at=at, state=plain)
 
 
 def _topic_id(features: Features) -> str:

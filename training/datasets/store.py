@@ -20,7 +20,7 @@ import msgspec
 
 from corpus.history import DocumentVersion, History
 from corpus.settings import Settings
-from corpus.warehouse import Erasure, Warehouse
+from corpus.warehouse import Warehouse
 from training.datasets.building import Built, Ingredients, Kind, Recipe, build, digest
 from training.datasets.preferences import Feedback, length_bias, read_feedback
 from training.datasets.samples import SPLITS, InstructionSample, PreferenceSample, Sample, Split, answered, asked
@@ -134,14 +134,15 @@ class Store:
             sequence=sequence,
             recipe=recipe,
             splits={split: len(samples) for split, samples in built.splits.items()},
-            **_lineage(built, documents),
+            **_lineage(built, documents, self._feedback(recipe.feedback)),
             code_revision=code_revision(),
             statistics=statistics(built.splits, recipe.kind),
             left_out=dict(built.left_out),
             notes=dict(built.notes),
         )
         known = self._known(record.id)
-        record = known or record
+        # The same samples under the name that was asked for now.
+        record = msgspec.structs.replace(known, name=name) if known is not None else record
         self._keep(record, built)
         return record
 
@@ -151,15 +152,8 @@ class Store:
         Raises UnknownDataset, and CannotRebuild where it would not be the same.
         """
         record = self.record(id)
-        self._refuse_erased(record)
-        self._history.refresh()
+        self._refuse_gone(record)
         documents = self._history.documents(as_of=record.as_of, sequence=record.sequence, generation=record.generation)
-        missing = set(record.document_ids) - {each.document_id for each in documents}
-        if missing:
-            raise CannotRebuild(
-                f"{record.id} rests on {_count(len(missing), 'document')} that the history does not hold "
-                f"({sorted(missing)[0]}): build a new version"
-            )
         built, samples_hash = self._built(record.recipe, documents, None, embed)
         if samples_hash != record.hash:
             here = code_revision()
@@ -197,7 +191,8 @@ class Store:
 
     def state(self, record: Record) -> str:
         """Whether the files of a version are here: `here`, `record only`, or `erased` for good."""
-        if erased_since(self._warehouse.erasures({}), record) is not None:
+        gone = self._gone(record)
+        if any(gone & set(erasure.document_ids) for erasure in self._warehouse.erasures({})):
             return "erased"
         return "here" if (self.directory / record.id / RECORD).is_file() else "record only"
 
@@ -228,7 +223,10 @@ class Store:
         feedback = self._feedback(recipe.feedback)
         texts = evaluation_texts(self._settings, recipe.evaluation_sets)
         self._say(f"making samples of {_count(len(documents), 'document')}")
-        built = build(recipe, Ingredients(documents, recorded, embed, texts, feedback))
+        try:
+            built = build(recipe, Ingredients(documents, recorded, embed, texts, feedback))
+        finally:
+            self._forget_erased()
         return built, digest(recipe.kind, built.splits)
 
     def _feedback(self, ids: Sequence[str]) -> list[Feedback]:
@@ -244,38 +242,46 @@ class Store:
         return next((_from_plain(each) for each in self._warehouse.built("datasets", id)), None)
 
     def _keep(self, record: Record, built: Built) -> None:
-        """The record first: a folder without one would be hidden from an erasure."""
+        """The record first: a folder without one would be hidden from an erasure. An erasure takes the rows of the
+        history before it looks for folders, so it finds this one, or the rows are found to be gone."""
         self._warehouse.record_built("datasets", {**_plain(record), "_id": record.id})
         folder = self.directory / record.id
         if not (folder / RECORD).is_file():
             self._say(f"writing {folder}")
+            remove_abandoned(self.directory)
             write_folder(folder, record, built.splits)
         try:
-            # An erasure that began while this was built did not see it.
-            self._refuse_erased(record)
+            self._refuse_gone(record)
         except CannotRebuild:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def _refuse_erased(self, record: Record) -> None:
-        erased = erased_since(self._warehouse.erasures({}), record)
-        if erased is not None:
-            id, erasure = erased
+    def _gone(self, record: Record) -> set[str]:
+        """Ids of the documents of a version whose rows the history does not have any more."""
+        self._history.refresh()
+        there = self._history.versions(record.sequence)
+        return {each.document_id for each in record.documents if (each.document_id, each.version) not in there}
+
+    def _refuse_gone(self, record: Record) -> None:
+        gone = self._gone(record)
+        for erasure in reversed(self._warehouse.erasures({})):
+            if found := gone & set(erasure.document_ids):
+                raise CannotRebuild(
+                    f"{record.id} rests on document {min(found)}, which was erased for good on "
+                    f"{erasure.erased_at:%Y-%m-%d} (erasure {erasure.id}): it is not built again; build a new version"
+                )
+        if gone:
             raise CannotRebuild(
-                f"{record.id} rests on document {id}, which was erased for good on "
-                f"{erasure.erased_at:%Y-%m-%d} (erasure {erasure.id}): it is not built again; build a new version"
+                f"{record.id} rests on {_count(len(gone), 'document')} whose versions the history does not hold "
+                f"({min(gone)}): build a new version"
             )
 
-
-def erased_since(erasures: Iterable[Erasure], record: Record) -> tuple[str, Erasure] | None:
-    """A document of this version that was erased after it was read for it, and the erasure; None if there is none."""
-    of = set(record.document_ids)
-    for erasure in erasures:
-        if erasure.erased_at >= record.created_at:
-            for id in erasure.document_ids:
-                if id in of:
-                    return id, erasure
-    return None
+    def _forget_erased(self) -> None:
+        """Delete what models wrote from documents that were erased while they wrote."""
+        erased = {id for erasure in self._warehouse.erasures({}) for id in erasure.document_ids}
+        if erased:
+            self._history.refresh()
+            self._warehouse.delete_told(sorted(erased - {id for id, _ in self._history.versions(self._history.last())}))
 
 
 class _Kept(dict[str, Written]):
@@ -291,6 +297,18 @@ class _Kept(dict[str, Written]):
 
 
 # Files
+
+
+def remove_abandoned(directory: Path) -> int:
+    """Remove the folders that processes were writing when they were killed; how many there were."""
+    found = [path for path in directory.glob(".*-*-*") if path.is_dir() and not _runs(path.name.split("-")[-2])]
+    for path in found:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(found)
+
+
+def _runs(pid: str) -> bool:
+    return pid.isdigit() and Path(f"/proc/{pid}").exists()
 
 
 def write_folder(folder: Path, record: Record, splits: Mapping[Split, Sequence[Sample]]) -> None:
@@ -372,8 +390,13 @@ def evaluation_texts(settings: Settings, wanted: Mapping[str, str]) -> dict[str,
 
 def _evaluation_files(settings: Settings) -> dict[str, Path]:
     """Those that come with the program, and the JSON lines in the home's folder `evaluation`."""
-    places = (Path(__file__).parents[1] / "evaluation" / "sets", settings.home / "evaluation")
-    return {path.stem: path for place in places for path in sorted(place.glob("*.jsonl"))}
+    ours, own = Path(__file__).parents[1] / "evaluation" / "sets", settings.home / "evaluation"
+    files = {path.stem: path for path in sorted(ours.glob("*.jsonl"))}
+    for path in sorted(own.glob("*.jsonl")):
+        if path.stem in files:
+            raise CannotRebuild(f"{path} has the name of a set that comes with the program: give it another")
+        files[path.stem] = path
+    return files
 
 
 def _texts(line: bytes, name: str) -> list[str]:
@@ -381,7 +404,16 @@ def _texts(line: bytes, name: str) -> list[str]:
         row = msgspec.json.decode(line)
     except msgspec.DecodeError as error:
         raise CannotRebuild(f"the evaluation set {name} has a line that is not JSON ({error})") from error
-    return [value for value in row.values() if isinstance(value, str)] if isinstance(row, dict) else []
+    return list(_strings(row))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The texts in a row at any depth: chats are lists of turns."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(each)
 
 
 # What a version is, in figures
@@ -412,10 +444,14 @@ def statistics(splits: Mapping[Split, Sequence[Sample]], kind: Kind) -> dict[str
     return found
 
 
-def _lineage(built: Built, documents: Sequence[DocumentVersion]) -> dict[str, Any]:
+def _lineage(built: Built, documents: Sequence[DocumentVersion], feedback: Iterable[Feedback]) -> dict[str, Any]:
+    """What was built from which documents: those of the samples, and every other that an answer cited."""
     used = {sample.document_id for samples in built.splits.values() for sample in samples}
+    used |= {cited.document_id for row in feedback for cited in row.citations}
     lineage = tuple(
-        Lineage(each.document_id, each.version, each.content_hash, built.families[each.document_id])
+        Lineage(
+            each.document_id, each.version, each.content_hash, built.families.get(each.document_id, each.document_id)
+        )
         for each in sorted(documents, key=lambda each: each.document_id)
         if each.document_id in used
     )
