@@ -64,7 +64,7 @@ class _Section(NamedTuple):
 
 FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\1|\Z)", re.DOTALL | re.MULTILINE)
 TABLE_ROW = re.compile(r"^[ \t]*\|.*$|^.*\|[ \t]*$", re.MULTILINE)
-LINK = re.compile(r"!?\[[^\]\n]*\]\([^)\n]*\)|<?https?://[^\s>)]+>?")
+LINK = re.compile(r"!?\[[^\[\]\n]{0,1000}\]\([^)\n]{0,2000}\)|<?https?://[^\s>)]+>?")
 MOSTLY = 0.5
 
 

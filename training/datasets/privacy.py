@@ -95,6 +95,11 @@ def _is_random(value: str) -> bool:
     return digits >= 3 and letters >= 3 and entropy(value) >= 3.0 and not _PLACEHOLDER.search(value)
 
 
+def _is_mixed(value: str) -> bool:
+    """Letters and digits, as passwords have and words and numbers have not."""
+    return bool(re.search("[A-Za-z]", value) and re.search("[0-9]", value)) and not _PLACEHOLDER.search(value)
+
+
 def _always(_: str) -> bool:
     return True
 
@@ -111,7 +116,7 @@ PATTERNS: tuple[_Pattern, ...] = (
         "personal data",
         "an e-mail address",
         # A decorator's or an attribute's name after `@` is code.
-        r"(?<![\w.%+/:@-])[A-Za-z0-9][\w.%+-]{0,63}@(?!self\.|np\.|torch\.)(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b(?!\()",
+        r"(?:(?<=mailto:)|(?<=[Mm]ail:)|(?<![\w.%+/:@-]))[A-Za-z0-9][\w.%+-]{0,63}@(?!self\.|np\.|torch\.)(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b(?!\()",
         _is_somebodys,
     ),
     _pattern(
@@ -153,6 +158,16 @@ PATTERNS: tuple[_Pattern, ...] = (
         _is_random,
     ),
     _pattern("secret", "a Slack token", r"(?<!\w)xox[abeoprs]-\d[\w-]{10,}"),
+    _pattern("secret", "a Slack token", r"(?<!\w)xapp-\d-[A-Z0-9]{6,}-\d{6,}-[a-f0-9]{16,}"),
+    _pattern("secret", "a Grafana token", r"(?<!\w)gl(?:sa|c)_[A-Za-z0-9+/=_]{20,}"),
+    _pattern("secret", "a SendGrid key", r"(?<!\w)SG\.[\w-]{16,}\.[\w-]{16,}"),
+    _pattern(
+        "secret",
+        "credentials of a request",
+        r"\bauthorization[\"']?\s{0,3}[:=]\s{0,3}[\"']?(?:bearer|basic|token)\s+(?P<value>[A-Za-z0-9._~+/=-]{8,})",
+        lambda value: not _PLACEHOLDER.search(value),
+        re.IGNORECASE | re.ASCII,
+    ),
     _pattern("secret", "a Google API key", r"(?<!\w)AIza[\w-]{35}(?![\w-])"),
     _pattern("secret", "a Stripe key", r"(?<!\w)[rs]k_live_[A-Za-z0-9]{16,}"),
     _pattern("secret", "a package registry's token", r"(?<!\w)(?:npm_[A-Za-z0-9]{36}(?!\w)|pypi-AgE[\w-]{50,})"),
@@ -160,7 +175,7 @@ PATTERNS: tuple[_Pattern, ...] = (
     _pattern(
         "secret",
         "a password in an address",
-        r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/@:]{1,64}:(?P<value>[^\s/@]{3,128})@",
+        r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/@:]{0,64}:(?P<value>[^\s/]{3,128})@",
         lambda value: not _PLACEHOLDER.search(value),
     ),
     _pattern(
@@ -168,6 +183,20 @@ PATTERNS: tuple[_Pattern, ...] = (
         "a password or key in an assignment",
         rf"{_NAMED}[\"']?\s{{0,3}}(?:=|:=?)\s{{0,3}}(?P<quote>[\"'])(?P<value>[^\"'\n]{{6,200}})(?P=quote)",
         _is_quoted_secret,
+        re.IGNORECASE | re.ASCII,
+    ),
+    _pattern(
+        "secret",
+        "a password or key in an environment",
+        r"(?<!\w)(?:[A-Z0-9]+_)*(?:PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY)="
+        r"(?P<value>[^\s\"'`$<>{}()]{6,200})",
+        lambda value: not _PLACEHOLDER.search(value),
+    ),
+    _pattern(
+        "secret",
+        "a password in words",
+        r"\bpass(?:word|wd|phrase)?\s{0,2}[:=]\s{0,2}(?P<value>[^\s\"'`<>(){}\[\],;]{8,100})",
+        _is_mixed,
         re.IGNORECASE | re.ASCII,
     ),
     _pattern(

@@ -47,7 +47,7 @@ BOILERPLATE = {name: re.compile(rf"\W*(?:{'|'.join(shapes)})", re.IGNORECASE) fo
 # Above it a line is a sentence of the author, who may write about newsletters and cookies.
 _LONGEST_LINE = 20
 _SENTENCE = re.compile(r"[^\n.!?]+[.!?]*")
-_LINK = re.compile(r"!?\[[^\]\n]*\]\([^)\n]*\)|<?https?://[^\s>]+>?")
+_LINK = re.compile(r"!?\[[^\[\]\n]{0,1000}\]\([^)\n]{0,2000}\)|<?https?://[^\s>]+>?")
 # What names a text right behind the word for it: a title in quotation marks, or what it is the text of.
 _NAMED = r"\s+(?:(?:titled|entitled|called|named)\b|[“”„«»‘\"'`*_\[]|of\b(?! (?:it|this|that|these|those)\b))"
 # The words of a question that points at what the asker has before them, and nobody else. Not for samples of code, whose
