@@ -149,6 +149,11 @@ class History:
         rows = self._asked("select document_id, version, sequence from history where not gone")
         return {(row["document_id"], row["version"]) for row in rows if row["sequence"] <= sequence}
 
+    def bylines(self) -> list[tuple[str, str, str]]:
+        """Id, author's id and author's name of every document that there ever was, once for each name."""
+        rows = self._asked("select distinct document_id, author_id, author from history where not gone")
+        return [(row["document_id"], row["author_id"], row["author"]) for row in rows]
+
     def held(self) -> dict[str, Held]:
         """The newest row of every document."""
         columns = "document_id, sequence, version, generation, content_hash, gone"

@@ -175,7 +175,7 @@ class Stream:
 
     def to_erase(self, documents: Sequence[str], author: str | None) -> dict[str, Any]:
         """What an erasure of these would remove."""
-        return asdict(erase.choose(self.warehouse, self.index, documents, author))
+        return asdict(erase.choose(self.warehouse, self.index, documents, author, self._whole_history().bylines()))
 
     def erase(self, id: str | None, documents: Sequence[str], author: str | None) -> dict[str, Any]:
         """Erase documents for good, or go on with the erasure `id` (None: the newest); the receipt.
@@ -184,7 +184,7 @@ class Stream:
         """
         begun = self.warehouse.erasures({} if id is None else {"_id": id})
         if not begun and id is not None and (documents or author is not None):
-            chosen = erase.choose(self.warehouse, self.index, documents, author)
+            chosen = erase.choose(self.warehouse, self.index, documents, author, self._whole_history().bylines())
             if chosen.unknown:
                 raise erase.NothingToErase(f"no document is found by the id {chosen.unknown[0]!r}")
             if not chosen.documents and not chosen.authors:

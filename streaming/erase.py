@@ -107,10 +107,19 @@ class Place:
     check: str
 
 
-def choose(warehouse: Warehouse, index: QdrantIndex, ids: Sequence[str], author: str | None) -> Chosen:
-    """The documents of these ids and of this author (a name or an id); one that is deleted already may be named too."""
+def choose(
+    warehouse: Warehouse,
+    index: QdrantIndex,
+    ids: Sequence[str],
+    author: str | None,
+    former: Collection[tuple[str, str, str]] = (),
+) -> Chosen:
+    """The documents of these ids and of this author (a name or an id), also those that are deleted already.
+
+    `former`: id, author's id and author's name of every document that the history holds.
+    """
     wanted = set(ids)
-    bylines = list(warehouse.bylines())
+    bylines = [*warehouse.bylines(), *former]
     authors: dict[str, str] = {}
     if author is not None and _plain(author):
         known = [*bylines, *(("", id, name) for id, name in warehouse.authors().items())]
@@ -119,7 +128,7 @@ def choose(warehouse: Warehouse, index: QdrantIndex, ids: Sequence[str], author:
     stamps = {stamp.id: {"title": stamp.title, "url": stamp.url} for stamp in warehouse.stamps(sorted(wanted))}
     authors |= {id: name for document, id, name in bylines if document in wanted}
     gone = sorted(wanted - set(stamps))
-    recorded = {id for part in batches(gone, TOGETHER) for id in index.records(part)}
+    recorded = {id for part in batches(gone, TOGETHER) for id in index.records(part)} | {id for id, _, _ in former}
     recorded |= (
         {id for erasure in warehouse.erasures({}) for id in erasure.document_ids if id in gone} if gone else set()
     )

@@ -74,7 +74,12 @@ def filled(twin: Any, notes: Any, marker: str) -> dict[str, str]:
             twin.wait()
         found["documents"].delete_one({"_id": deleted["_id"]})
         twin.wait()
-    return {"edited": edited["_id"], "refused": refused["_id"], "author": edited["author_id"]}
+    return {
+        "edited": edited["_id"],
+        "deleted": deleted["_id"],
+        "refused": refused["_id"],
+        "author": edited["author_id"],
+    }
 
 
 def test_an_author_is_erased_from_every_file_and_the_other_stays(
@@ -89,14 +94,15 @@ def test_an_author_is_erased_from_every_file_and_the_other_stays(
     told = twin.run("erase", "--author", "mallory", "--receipt", str(file), "--yes")
 
     receipt = json.loads(file.read_text())
-    assert set(receipt["documents"]) == {ids["edited"], ids["refused"]}
+    # Also what was deleted before: the history of documents still has it.
+    assert set(receipt["documents"]) == {ids["edited"], ids["deleted"], ids["refused"]}
     assert [place for place in receipt["places"] if place["left"] != 0] == []
     found = {place["place"]: place["found"] for place in receipt["places"]}
     assert (found["warehouse: documents"], found["warehouse: authors"]) == (2, 1)
     assert found["index: chunks"] > 0
     assert found["warehouse: history"] >= 4
     assert found["log: twin.dead-letters"] == 1
-    assert "2 documents erased, 0 left" in told.stdout
+    assert "3 documents erased, 0 left" in told.stdout
     assert holding(twin.home, marker) == []
     assert not twin.finds(marker)
     twin.must_hold(kept)
@@ -123,7 +129,9 @@ def test_an_erasure_goes_on_after_the_app_was_killed(
 
     with database(twin) as warehouse:
         erase = twin.start(
-            "erase", "--document", ids["edited"], "--document", ids["refused"], "--receipt", str(file), "--yes"
+            "erase",
+            *(part for name in ("edited", "deleted", "refused") for part in ("--document", ids[name])),
+            *("--receipt", str(file), "--yes"),
         )
         eventually(lambda: warehouse["documents"].find_one({"_id": ids["edited"]}) is None, "the deletion")
         twin.kill("app")
