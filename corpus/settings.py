@@ -181,6 +181,15 @@ def credentials(url: str) -> tuple[str, dict[str, str]]:
     return parts._replace(netloc=host).geturl(), told
 
 
+def key_for(settings: Settings, url: str) -> str | None:
+    """The key that the language model at this address is to see: that of the settings belongs to their own address."""
+    from urllib.parse import urlsplit
+
+    if settings.llm_url is not None and urlsplit(settings.llm_url)[:2] != urlsplit(url)[:2]:
+        return None
+    return settings.llm_api_key
+
+
 def masked_text(text: str) -> str:
     """A sentence, an error's text or a source's name without the passwords and tokens of addresses within it."""
     return TOLD_OPTION.sub(r"\1***", TOLD_USER.sub("***@", text))

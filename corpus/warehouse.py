@@ -53,6 +53,14 @@ class WarehouseUnavailable(ConnectionError):
     """MongoDB cannot be reached or does not answer; the message says what to do."""
 
 
+class AlreadyBuilt(RuntimeError):
+    """There is a data set or a model with this id; the message names it."""
+
+
+class BuiltMeanwhile(RuntimeError):
+    """The record of a data set or a model is another than the one that was read; the message names it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stamp:
     """A document without its text.
@@ -333,6 +341,38 @@ class Warehouse:
         """Write the record of a data set or a model, or its newer state; `_id` is its id, `document_ids` what it was
         made from."""
         self._asked(lambda: self._database[kind].replace_one({"_id": record["_id"]}, dict(record), upsert=True))
+
+    def add_built(self, kind: BuiltKind, record: Mapping[str, Any]) -> None:
+        """Write the record of a new data set or model. Raises AlreadyBuilt where there is one with its id."""
+        from pymongo.errors import DuplicateKeyError
+
+        # Told apart by this when a broken connection leaves open whether the first attempt arrived.
+        claimed = {**record, "claim": uuid.uuid4().hex}
+
+        def add() -> str:
+            try:
+                self._database[kind].insert_one(dict(claimed))
+            except DuplicateKeyError:
+                found = self._database[kind].find_one({"_id": record["_id"]}, {"claim": 1}) or {}
+                return str(found.get("claim"))
+            return str(claimed["claim"])
+
+        if self._asked(add) != claimed["claim"]:
+            raise AlreadyBuilt(f"there is a record of {record['_id']} in {kind} already: take another id")
+
+    def replace_built(self, kind: BuiltKind, record: Mapping[str, Any], *, decisions: int) -> None:
+        """Write the newer state of a record that had so many decisions. Raises BuiltMeanwhile if it has others now."""
+        claimed = {**record, "claim": uuid.uuid4().hex}
+        condition = {"_id": record["_id"], "decisions": {"$size": decisions}}
+
+        def replace() -> bool:
+            if self._database[kind].replace_one(condition, dict(claimed)).matched_count:
+                return True
+            found = self._database[kind].find_one({"_id": record["_id"]}, {"claim": 1}) or {}
+            return bool(found.get("claim") == claimed["claim"])
+
+        if not self._asked(replace):
+            raise BuiltMeanwhile(f"the record of {record['_id']} in {kind} has changed meanwhile: read it again")
 
     def record_told(self, name: Literal["written", "feedback"], records: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep what language models wrote, by the keys of their requests, or what people said, by the ids of that."""

@@ -250,20 +250,23 @@ def _down(namespace: argparse.Namespace, settings: Settings) -> int:
     from training.release.servers import stop_servers
 
     pid = supervisor(settings.home)
-    # Model servers are no parts of the supervisor's: a deployment outlives a restart of the home.
+    if pid is not None:
+        try:
+            # Followed by its descriptor: a process lets go of its lock a moment before it has ended.
+            process = os.pidfd_open(pid)
+            signal.pidfd_send_signal(process, signal.SIGTERM)
+            gone, _, _ = select.select([process], [], [], DOWN_TIMEOUT)
+        except ProcessLookupError:
+            gone = [pid]
+        if not gone:
+            sys.stderr.write(f"twin: process {pid} does not stop: see {settings.log_directory}\n")
+    # Model servers are no parts of the supervisor's: a deployment outlives a restart of the home. They end after it,
+    # which may be starting one again.
     ended = stop_servers(settings.home)
     if pid is None:
         sys.stdout.write("stopped\n" if ended else f"nothing runs in {settings.home}\n")
         return 0
-    try:
-        # Followed by its descriptor: a process lets go of its lock a moment before it has ended.
-        process = os.pidfd_open(pid)
-        signal.pidfd_send_signal(process, signal.SIGTERM)
-        gone, _, _ = select.select([process], [], [], DOWN_TIMEOUT)
-    except ProcessLookupError:
-        gone = [pid]
     if not gone:
-        sys.stderr.write(f"twin: process {pid} does not stop: see {settings.log_directory}\n")
         return 1
     sys.stdout.write("stopped\n")
     return 0

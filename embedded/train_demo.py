@@ -6,14 +6,17 @@ that its fine-tuned form finds held-out documents likelier than its base does.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from corpus.settings import Settings, load
-from embedded.demo import SOURCES, asked, run, say
+from embedded.demo import SOURCES, TWIN, asked, run, say
 
 QUESTION = "Where does a document become chunks?"
 TRAINING = Path(__file__).parents[1] / "training"
@@ -63,14 +66,8 @@ def demonstrate(settings: Settings, start: float) -> int:
     preferred = runs / f"dpo-on-{preferences}"
     gently = {"max_length": 256, "learning_rate": 5e-5}
     step("train", "dpo", *config("tiny-dpo", model=tuned, dataset=preferences, output=preferred, **gently))
-    say("Evaluating it against its base, on documents that neither was trained on")
-    few = ("--questions", "12", "--max-tokens", "64")
-    step("evaluate", str(preferred), "--against", str(base), "--dataset", instructions, *few)
-    say("Registering it, approving it, and letting the app ask it")
-    step("model", "register", str(preferred))
-    version = asked("model", "list")[0]["id"]
-    if asked("model", "show", version)["state"] != "champion":
-        step("model", "approve", version, "--by", APPROVER, "--rules", str(TRAINING / "release" / "tiny.yaml"))
+    version = released(preferred, base, instructions)
+    say(f"Letting the app ask {version}")
     step("model", "deploy", version, "--start", "--share", "1")
     say(f"Asking: {QUESTION}")
     step("ask", QUESTION)
@@ -86,6 +83,41 @@ def demonstrate(settings: Settings, start: float) -> int:
         "  stop everything:       make down\n"
     )
     return 0 if (answer["mode"], answer["model"]) == ("generated", version) else 1
+
+
+def released(run_folder: Path, base: Path, instructions: str) -> str:
+    """The version that is champion once this run was evaluated: its own, or the one before where that is as good.
+
+    A first model must be better than its base, a later one better than the champion. Raises StepFailed.
+    """
+    champion = next((version for version in printed("model", "list") if version["state"] == "champion"), None)
+    if champion is not None and Path(champion["run"]) == run_folder.resolve():
+        say(f"It is the champion already, as {champion['id']}: there is nothing to evaluate")
+        return str(champion["id"])
+    if champion is None:
+        say("Evaluating it against its base, on documents that neither was trained on")
+    else:
+        say(f"Evaluating it against the champion, {champion['id']}, on documents that neither was trained on")
+    against = str(base) if champion is None else "champion"
+    few = ("--questions", "12", "--max-tokens", "64")
+    step("evaluate", str(run_folder), "--against", against, "--dataset", instructions, *few)
+    say("Registering it, and approving it if it is better")
+    version = str(printed("model", "register", str(run_folder))["id"])
+    approve = ("model", "approve", version, "--by", APPROVER, "--rules", str(TRAINING / "release" / "tiny.yaml"))
+    if champion is None:
+        step(*approve)
+    elif run(*approve) != 0:
+        say(f"{version} is not surely better, so {champion['id']} stays champion: that is what the gate is for")
+        return str(champion["id"])
+    return version
+
+
+def printed(*arguments: str) -> Any:
+    """The JSON that a command of ours prints; what it complains of is seen in this terminal. Raises StepFailed."""
+    done = subprocess.run([*TWIN, *arguments, "--json"], check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise StepFailed(" ".join(arguments))
+    return json.loads(done.stdout)
 
 
 def step(*arguments: str) -> None:

@@ -156,9 +156,11 @@ def make_base(namespace: argparse.Namespace, settings: Settings) -> int:
         sys.stderr.write(f"twin: {namespace.output} is not empty: name an empty or a new folder\n")
         return 2
     quiet()
+    texts, dataset = _texts(namespace.source, settings.home / "datasets")
     parameters = tiny.make(
-        _texts(namespace.source, settings.home / "datasets"),
+        texts,
         namespace.output,
+        dataset=dataset,
         seed=namespace.seed,
         hidden=namespace.hidden,
         layers=namespace.layers,
@@ -174,8 +176,9 @@ def make_base(namespace: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _texts(source: str, datasets: Path) -> Sequence[str]:
-    """What is there to read at `source`; the test and validation splits of a dataset are not."""
+def _texts(source: str, datasets: Path) -> tuple[Sequence[str], str | None]:
+    """What is there to read at `source`, and the id of the dataset if it is one, of which only the split to train on is
+    read."""
     from training.inputs import UnusableInput, dataset_version, rows
 
     folder = Path(source)
@@ -183,10 +186,9 @@ def _texts(source: str, datasets: Path) -> Sequence[str]:
         paths = sorted(path for path in folder.rglob("*") if path.suffix in (".md", ".txt"))
         if not paths:
             raise UnusableInput(f"there is no .md and no .txt file in {folder}")
-        return [path.read_text(encoding="utf-8", errors="replace") for path in paths]
-    return list(
-        dict.fromkeys(row["answer"] for row in rows(dataset_version(source, datasets, "instructions"), "train"))
-    )
+        return [path.read_text(encoding="utf-8", errors="replace") for path in paths], None
+    version = dataset_version(source, datasets, "instructions")
+    return list(dict.fromkeys(row["answer"] for row in rows(version, "train"))), version.id
 
 
 def _generation(asked: str | None, settings: Settings, say: Callable[[str], None]) -> str | None:

@@ -215,7 +215,7 @@ def train(
 
 
 def main() -> int:
-    """Train from a file; 0 when finished or stopped by SIGTERM, 1 when it failed, 2 for a wrong configuration."""
+    """Train from a file; 0 when finished or stopped by SIGTERM, 1 when it failed, 2 for a wrong file or setting."""
     os.environ.setdefault("DO_NOT_TRACK", "true")
     parser = argparse.ArgumentParser(prog="python -m training.dpo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", required=True, type=Path, metavar="FILE")
@@ -231,9 +231,9 @@ def main() -> int:
             anew=asked.anew,
             say=lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201
         )
-    except (InvalidConfiguration, UnusableInput, TrainingFailed) as error:
+    except (InvalidConfiguration, settings.InvalidSettings, UnusableInput, TrainingFailed) as error:
         sys.stderr.write(f"twin: {error}\n")
-        return 2 if isinstance(error, InvalidConfiguration) else 1
+        return 2 if isinstance(error, InvalidConfiguration | settings.InvalidSettings) else 1
     # Of several processes the first one knows how it ended.
     if record.state != "running":
         sys.stderr.write(f"{record.state} at step {record.step} of {record.steps}\n")

@@ -19,6 +19,10 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 }
 
 
+# Beside the weights of a tiny base model.
+BASE_RECORD = "base.json"
+
+
 class UnusableInput(RuntimeError):
     """A dataset or a model that this run cannot take; the message says why, and what to do."""
 
@@ -36,6 +40,12 @@ class DatasetVersion(msgspec.Struct, frozen=True, kw_only=True):
     splits: Mapping[str, int]
     document_ids: tuple[str, ...] = ()
     folder: str = ""
+
+
+class BaseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`base.json`: the dataset whose texts to train on a base model was made of."""
+
+    dataset: str
 
 
 def dataset_version(reference: str, datasets: Path, kind: Kind, generation: str | None = None) -> DatasetVersion:
@@ -111,6 +121,17 @@ def model_folder(name: str) -> Path:
             f"the model {name} is not on this machine and nothing is downloaded unasked: `hf download {name}`, "
             "or name the folder that holds it"
         ) from error
+
+
+def source_dataset(folder: Path) -> str | None:
+    """The dataset whose texts the base model in this folder was made of, as `twin train base` noted it; None for any
+    other model. Raises UnusableInput."""
+    try:
+        return msgspec.json.decode((folder / BASE_RECORD).read_bytes(), type=BaseRecord).dataset
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise UnusableInput(f"{folder / BASE_RECORD} cannot be read ({error}): make the base anew") from error
 
 
 def tokenizer_of(configuration: TrainingConfiguration, folder: Path) -> Any:

@@ -20,17 +20,19 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 import msgspec
 
 from corpus.files import replace_file
 from training.checkpoints import Checkpoint, last_whole, seal
 from training.configuration import InvalidConfiguration, Stage, TrainingConfiguration, dump, load
-from training.inputs import DatasetVersion
+from training.evaluation.figures import UnreadableFigures, weights_digest
+from training.inputs import DatasetVersion, model_folder, source_dataset
 
 CONFIGURATION, RECORD, METRICS, CHECKPOINTS = "configuration.yaml", "run.json", "metrics.jsonl", "checkpoints"
-OURS = (CONFIGURATION, RECORD, METRICS, CHECKPOINTS, "adapter", "adapter.part", "model", "model.part", "lock")
+MODEL = "model"
+OURS = (CONFIGURATION, RECORD, METRICS, CHECKPOINTS, "adapter", "adapter.part", MODEL, f"{MODEL}.part", "lock")
 # What others make of a run lies beside it.
 OF_A_RUN = ("evaluation", "sent.json")
 LIBRARIES = ("torch", "transformers", "trl", "peft")
@@ -54,7 +56,9 @@ class DiskFull(TrainingFailed):
 
 class RunRecord(msgspec.Struct, kw_only=True):
     """`run.json`. `seconds` and `tokens`: of training alone, over every start of the run; `documents`: how many
-    documents the dataset was made of; `base_run`: the run that made the base model, if one did; dates are ISO 8601."""
+    documents the dataset was made of; `base_run`: the folder of the run that made the base model, if one did;
+    `base_dataset`: the dataset whose texts a base of `twin train base` was made of; `base_weights`: SHA-256 of the
+    base's weights as the run began; dates are ISO 8601."""
 
     state: Literal["running", "stopped", "failed", "finished"]
     stage: Stage
@@ -78,6 +82,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     seconds: float = 0.0
     tokens_per_second: float = 0.0
     reason: str | None = None
+    base_dataset: str | None = None
+    base_weights: str | None = None
 
 
 def read_record(folder: Path) -> RunRecord | None:
@@ -88,6 +94,18 @@ def read_record(folder: Path) -> RunRecord | None:
         return None
     except (OSError, msgspec.DecodeError) as error:
         raise RunRefused(f"{folder / RECORD} cannot be read ({error}): start the run --anew") from error
+
+
+def run_of(model: Path) -> Path | None:
+    """The folder of the run that made the model in this folder, which is the run's own, its `model/` or one of its
+    checkpoints; None where no run did."""
+    place = model.resolve()
+    places = [place]
+    if place.name == MODEL:
+        places.append(place.parent)
+    if place.parent.name == CHECKPOINTS:
+        places.append(place.parents[1])
+    return next((each for each in places if (each / RECORD).exists()), None)
 
 
 def quiet() -> None:
@@ -124,7 +142,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.record.state == "finished"
+        """Whether nothing is left to do: the model may have been removed since it was written."""
+        return self.record.state == "finished" and _has_model(self.folder)
 
     @property
     def trained(self) -> bool:
@@ -197,8 +216,8 @@ def running(
     and stops. Raises RunRefused.
     """
     folder = Path(configuration.output)
-    before = read_record(folder)
-    if before is None and folder.is_dir() and any(path.name not in (*OURS, *OF_A_RUN) for path in folder.iterdir()):
+    strange = folder.is_dir() and any(path.name not in (*OURS, *OF_A_RUN) for path in folder.iterdir())
+    if strange and not (folder / RECORD).exists():
         raise RunRefused(f"{folder} holds something else: name an empty or a new folder as output")
     with _locked(folder, main), _terminated() as asked:
         if anew and main:
@@ -207,12 +226,15 @@ def running(
         # A run that has kept nothing yet may begin as something else.
         if before is not None and (before.state == "finished" or last_whole(folder / CHECKPOINTS)[0] is not None):
             _refuse_another(before, configuration, stage, version, folder)
+        base = _base(configuration, before, main)
+        if before is not None and last_whole(folder / CHECKPOINTS)[0] is not None:
+            _refuse_another_base(before, base, devices, folder)
         record = RunRecord(
             state="running",
             stage=stage,
             method=configuration.method,
             base_model=configuration.model,
-            base_run=configuration.model if (Path(configuration.model) / RECORD).exists() else None,
+            base_run=base.run,
             dataset=version.id,
             generation=version.generation,
             documents=len(set(version.document_ids)),
@@ -223,10 +245,20 @@ def running(
             code_revision=code_revision(),
             versions={name: installed(name) for name in LIBRARIES},
             started_at=before.started_at if before is not None else _now(),
+            base_dataset=base.dataset,
+            base_weights=base.weights,
         )
-        run = Run(folder, before if before is not None and before.state == "finished" else record, main, say)
+        finished = before if before is not None and before.state == "finished" else None
+        if finished is not None and not _has_model(folder):
+            if last_whole(folder / CHECKPOINTS)[0] is None:
+                raise RunRefused(
+                    f"the run in {folder} finished, but its model and its checkpoints are gone: start it --anew, or "
+                    "name another output"
+                )
+            finished = None
+        run = Run(folder, finished or record, main, say)
         if run.finished:
-            run.say(f"finished already: {folder / 'model'}")
+            run.say(f"finished already: {folder / MODEL}")
             yield run
             return
         _prepare(run, configuration)
@@ -238,6 +270,31 @@ def running(
                 run.flush()
                 run.write("stopped" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
             raise
+
+
+class _Base(NamedTuple):
+    """What is known of the model that a run begins with, as in RunRecord."""
+
+    run: str | None
+    dataset: str | None
+    weights: str | None
+
+
+def _base(configuration: TrainingConfiguration, before: RunRecord | None, main: bool) -> _Base:
+    """Of several processes the others read what the first has found: weights of many gigabytes are read once."""
+    if before is not None and not main:
+        return _Base(before.base_run, before.base_dataset, before.base_weights)
+    folder = model_folder(configuration.model)
+    made_by = run_of(folder)
+    weights = None
+    # Weights of a kind that no digest is taken of are not watched.
+    with suppress(UnreadableFigures):
+        weights = weights_digest(folder)
+    return _Base(None if made_by is None else str(made_by), source_dataset(folder), weights)
+
+
+def _has_model(folder: Path) -> bool:
+    return (folder / MODEL / "config.json").exists()
 
 
 def _prepare(run: Run, configuration: TrainingConfiguration) -> None:
@@ -284,6 +341,21 @@ def _refuse_another(
     if changed:
         told = ", ".join(f"{key} was {former[key]} and is {now[key]}" for key in changed)
         raise RunRefused(f"the run in {folder} was begun with another configuration ({told}): {hint}")
+
+
+def _refuse_another_base(before: RunRecord, base: _Base, devices: int, folder: Path) -> None:
+    """What the name of the model does not tell: other weights lie under it now, or a batch is of another size."""
+    hint = "name another output, or start --anew, which removes what is there"
+    if None not in (before.base_weights, base.weights) and before.base_weights != base.weights:
+        raise RunRefused(
+            f"the run in {folder} was begun with other weights than those that {before.base_model} has now: put them "
+            f"back, {hint}"
+        )
+    if before.state != "finished" and before.devices != devices:
+        raise RunRefused(
+            f"the run in {folder} was begun on {before.devices} devices and would go on with {devices}, so that a step "
+            f"would see other samples: take as many, {hint}"
+        )
 
 
 @contextmanager

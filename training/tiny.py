@@ -5,9 +5,14 @@ It is there so that the whole path runs, and can be seen to learn, in minutes; n
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
+
+from training.inputs import BASE_RECORD, BaseRecord
 
 BEGIN, END, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 ROLES = {role: f"<|{role}|>" for role in ("system", "user", "assistant")}
@@ -37,12 +42,15 @@ def make(
     vocabulary: int = 4096,
     steps: int = 300,
     length: int = 128,
+    dataset: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Make a base model of `texts` in `folder`; how many parameters it has.
 
     The weights are drawn at random from `seed`, then trained to continue the texts for `steps` steps of BATCH pieces of
-    `length` tokens (0: left random). Raises TooLittleText.
+    `length` tokens (0: left random). `dataset`: the version that the texts are of, which is noted in the folder, so
+    that runs on top of the base know of its documents. The folder, new or empty, is there when the model is whole.
+    Raises TooLittleText, OSError.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -70,8 +78,18 @@ def make(
     )
     if steps:
         _continue_texts(model, tokenizer, texts, seed, steps, length, say)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    beside = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        if dataset is not None:
+            (beside / BASE_RECORD).write_bytes(msgspec.json.encode(BaseRecord(dataset=dataset)))
+        # Moves onto an empty folder, and onto no other.
+        beside.replace(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     return int(model.num_parameters())
 
 

@@ -10,12 +10,14 @@ folder, so that the same command goes on with it.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -35,6 +37,7 @@ Pruner = Literal["median", "halving", "none"]
 # Losses are compared at the same tenth of a run: a run with larger batches has fewer steps.
 PARTS = 10
 STUDY, BEST, TRIALS, LOCK, TAKEN_UP = "study.db", "best.yaml", "trials", "lock", "taken up"
+STUDY_LOCK = "study.lock"
 
 
 class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,7 +58,7 @@ SPACE: Space = {
 
 
 class TuningFailed(TrainingFailed):
-    """No trial came to an end; the message has the reason of the last."""
+    """No trial came to an end, and the message has the reason of the last; or another command is at this study."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +118,33 @@ def tune(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder = Path(configuration.output)
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
-    study = _study(folder, configuration, pruner, stage)
-    _begun_alike(study, configuration, searched)
-    _take_up_again(study)
-    command = list(program or (sys.executable, "-m", f"training.{stage}"))
-    while len(_counted(study)) < trials:
-        trial = study.ask()
-        run = folder / TRIALS / str(trial.user_attrs.get("folder", f"{trial.number:04d}"))
-        trial.set_user_attr("folder", run.name)
-        values = {key: _suggested(trial, key, choices) for key, choices in searched.items()}
-        say(f"trial {len(_counted(study)) + 1} of {trials}: {_shown(values)}")
-        settings = [*overrides, *_overrides(values), f"output={run}"]
-        options = [option for setting in settings for option in ("--set", setting)]
-        say(_try(study, trial, [*command, "--config", str(path), *options], run, wait, home))
-        _tidy(study, folder)
-    return _told(study, folder, path, overrides)
+    with _locked(folder):
+        study = _study(folder, configuration, pruner, stage)
+        _begun_alike(study, configuration, searched)
+        _take_up_again(study)
+        command = list(program or (sys.executable, "-m", f"training.{stage}"))
+        while len(_counted(study)) < trials:
+            trial = study.ask()
+            run = folder / TRIALS / str(trial.user_attrs.get("folder", f"{trial.number:04d}"))
+            trial.set_user_attr("folder", run.name)
+            values = {key: _suggested(trial, key, choices) for key, choices in searched.items()}
+            say(f"trial {len(_counted(study)) + 1} of {trials}: {_shown(values)}")
+            settings = [*overrides, *_overrides(values), f"output={run}"]
+            options = [option for setting in settings for option in ("--set", setting)]
+            say(_try(study, trial, [*command, "--config", str(path), *options], run, wait, home))
+            _tidy(study, folder)
+        return _told(study, folder, path, overrides)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One command at a time: another would take the trials under way for those of a command that was killed."""
+    with (folder / STUDY_LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TuningFailed(f"a command is at the study in {folder}: let it end, or name another output") from error
+        yield
 
 
 def _study(folder: Path, configuration: TrainingConfiguration, pruner: Pruner, stage: Stage) -> Study:
@@ -204,14 +219,18 @@ def _try(study: Study, trial: Trial, command: list[str], run: Path, wait: float,
         _alone(run)
     log = run.with_suffix(".log")
     environment = dict(os.environ) if home is None else {**os.environ, "TWIN_HOME": str(home)}
-    pruned = False
+    pruned, broken = False, None
     reported: set[int] = set()
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         try:
             while process.poll() is None:
                 time.sleep(wait)
-                if not pruned and (pruned := _worse(trial, run, reported)):
+                if pruned or broken:
+                    continue
+                broken = _no_number(run)
+                pruned = broken is None and _worse(trial, run, reported)
+                if pruned or broken:
                     # The script saves what it has and ends; what it saves goes with the trial.
                     process.send_signal(signal.SIGTERM)
         finally:
@@ -219,15 +238,16 @@ def _try(study: Study, trial: Trial, command: list[str], run: Path, wait: float,
                 process.send_signal(signal.SIGTERM)
                 process.wait()
     losses = _losses(run)
-    if not pruned:
-        _worse(trial, run, reported)
     if process.returncode == 2:
         study.tell(trial, state=TrialState.FAIL)
         raise InvalidConfiguration(_last_line(log))
-    if process.returncode != 0:
-        trial.set_user_attr("reason", _last_line(log))
+    broken = broken or _no_number(run) or (_last_line(log) if process.returncode != 0 else None)
+    if broken:
+        trial.set_user_attr("reason", broken)
         study.tell(trial, state=TrialState.FAIL)
-        return f"  failed: {_last_line(log)}"
+        return f"  failed: {broken}"
+    if not pruned:
+        _worse(trial, run, reported)
     record = read_record(run)
     if record is None or record.state != "finished":
         if not pruned:
@@ -267,8 +287,16 @@ def _losses(run: Path) -> list[tuple[int, float]]:
         except msgspec.DecodeError:
             break
         if "eval_loss" in values:
-            found.append((int(values["step"]), float(values["eval_loss"])))
+            # JSON has no word for what is no number, and has null instead.
+            loss = values["eval_loss"]
+            found.append((int(values["step"]), math.nan if loss is None else float(loss)))
     return found
+
+
+def _no_number(run: Path) -> str | None:
+    """Why the losses of this trial are no measure; None where they are."""
+    step = next((step for step, loss in _losses(run) if not math.isfinite(loss)), None)
+    return None if step is None else f"the validation loss is no number at step {step}: lower learning_rate"
 
 
 def _tidy(study: Study, folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from corpus.warehouse import BuiltKind, Erasure
+from corpus.warehouse import AlreadyBuilt, BuiltKind, BuiltMeanwhile, Erasure
 from training.configuration import TrainingConfiguration, dump
 from training.evaluation.figures import Comparison, Evaluation, Metric, model_name
 from training.runs import RunRecord
@@ -31,6 +31,16 @@ class Shelf:
 
     def record_built(self, kind: BuiltKind, record: Mapping[str, Any]) -> None:
         self.held[kind][record["_id"]] = dict(record)
+
+    def add_built(self, kind: BuiltKind, record: Mapping[str, Any]) -> None:
+        if record["_id"] in self.held[kind]:
+            raise AlreadyBuilt(record["_id"])
+        self.record_built(kind, record)
+
+    def replace_built(self, kind: BuiltKind, record: Mapping[str, Any], *, decisions: int) -> None:
+        if len(self.held[kind][record["_id"]]["decisions"]) != decisions:
+            raise BuiltMeanwhile(record["_id"])
+        self.record_built(kind, record)
 
     def erasures(self, condition: Mapping[str, Any]) -> list[Erasure]:
         return self.erased

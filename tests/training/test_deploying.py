@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import http.server
 import itertools
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -109,7 +111,7 @@ def releases(home: Path) -> Releases:
 
 
 def put(home: Path, version: ModelVersion, share: float = 0.1, url: str = "http://127.0.0.1:9") -> Deployment:
-    return deploy(home, version, url=url, model=version.folder, share=share, now=NOW)
+    return deploy(home, lambda: version, url=url, model=version.folder, share=share, now=NOW)
 
 
 # What is deployed
@@ -150,7 +152,7 @@ def test_what_is_not_approved_never_gives_all_answers(home: Path, releases: Rele
         put(home, second, share=1.0)
     put(home, second)
     with pytest.raises(CannotDeploy, match="twin model approve twin-2"):
-        promote(home, second, now=NOW)
+        promote(home, lambda: second, now=NOW)
     assert read(home).canary is not None
 
 
@@ -185,7 +187,7 @@ def test_a_canary_that_is_promoted_makes_the_champion_the_former(home: Path, rel
     second = releases.champion("second")
     put(home, second)
 
-    promote(home, second, now=NOW)
+    promote(home, lambda: second, now=NOW)
 
     deployment = read(home)
     assert deployment.canary is None
@@ -212,6 +214,74 @@ def test_a_deployment_that_cannot_be_read_is_not_written_over(home: Path, releas
     with pytest.raises(CannotDeploy, match=r"deployment\.json cannot be read"):
         put(home, releases.champion("first"))
     assert (home / "deployment.json").read_text() == '{"champion": 7}'
+
+
+def test_what_is_decided_while_a_server_loads_holds(home: Path, releases: Releases) -> None:
+    put(home, releases.champion("first"))
+    second = releases.candidate("second")
+    current = partial(releases.registry.deployable, second.id)
+    releases.registry.reject(second.id, by="Ada", reason="it swears")
+
+    with pytest.raises(CannotDeploy, match="was rejected"):
+        deploy(home, current, url="http://127.0.0.1:9", model="m", share=0.5, now=NOW)
+
+    assert read(home).canary is None
+
+
+def test_another_canary_than_the_one_that_was_followed_is_not_taken_back(home: Path, releases: Releases) -> None:
+    put(home, releases.champion("first"))
+    put(home, releases.candidate("second"))
+
+    with pytest.raises(CannotDeploy, match="twin-2 is the canary by now, not twin-9"):
+        take_back(home, of="twin-9")
+    with pytest.raises(CannotDeploy, match="twin-2 is the canary by now"):
+        compared(home, {}, CanaryRules(), of="twin-9")
+
+    assert read(home).canary is not None
+
+
+def test_who_answers_is_not_rejected_before_it_is_taken_back(home: Path, releases: Releases) -> None:
+    put(home, releases.champion("first"))
+    second = releases.candidate("second")
+    put(home, second)
+
+    with pytest.raises(CannotDeploy, match="deploy --rollback"):
+        deploying.reject(home, releases.registry, "2", by="Ada", reason="it swears")
+    assert releases.registry.version("2").state == "candidate"
+
+    take_back(home)
+    assert deploying.reject(home, releases.registry, "2", by="Ada", reason="it swears").state == "rejected"
+
+
+def test_a_former_champion_that_still_gives_the_answers_is_not_rejected(home: Path, releases: Releases) -> None:
+    put(home, releases.champion("first"))
+    releases.champion("second")
+
+    with pytest.raises(CannotDeploy, match="gives the answers: deploy another"):
+        deploying.reject(home, releases.registry, "1", by="Ada", reason="it is old")
+    assert releases.registry.version("1").state == "former"
+
+
+def test_nobody_else_reads_what_is_deployed_and_a_home_made_here_is_the_owner_s(
+    tmp_path: Path, releases: Releases
+) -> None:
+    first, home = releases.champion("first"), tmp_path / "new"
+
+    put(home, first)
+
+    assert (home / "deployment.json").stat().st_mode & 0o777 == 0o600
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert {path.name for path in home.iterdir()} == {"deployment.json", "deployment.lock"}
+
+
+def test_a_change_that_never_ends_holds_nobody_up_for_ever(
+    home: Path, releases: Releases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = releases.champion("first")
+    monkeypatch.setattr(deploying, "CHANGE_SECONDS", 0.05)
+
+    with deploying._changing(home), pytest.raises(CannotDeploy, match="another command has been changing"):
+        put(home, first)
 
 
 # Comparing
@@ -294,6 +364,23 @@ def test_a_canary_is_followed_until_there_is_a_verdict_or_the_time_is_over() -> 
     assert late.what == "wait"
 
 
+def test_an_app_that_is_away_for_a_moment_is_asked_again(home: Path) -> None:
+    clock, said = itertools.count(0.0, 10.0), list[str]()
+    answers: Iterator[deploying.Verdict | None] = iter([None, deploying.Verdict(what="promote", reasons=("good",))])
+
+    def ask() -> deploying.Verdict:
+        found = next(answers, None)
+        if found is None:
+            raise AppUnavailable("the app does not tell")
+        return found
+
+    patient = partial(follow, ask, say=said.append, sleep=lambda seconds: None, clock=lambda: next(clock))
+
+    assert patient(wait=100).what == "promote"
+    assert said == ["the app does not tell", "good"]
+    assert patient(wait=15) == deploying.Verdict(what="wait", reasons=("the app does not tell",))
+
+
 def test_an_app_that_is_away_or_tells_nonsense_is_told_of(tmp_path: Path) -> None:
     with pytest.raises(AppUnavailable, match="twin up"):
         app_status(load({"TWIN_HOME": str(tmp_path)}))
@@ -342,6 +429,101 @@ def test_a_server_that_is_never_ready_is_ended(home: Path, releases: Releases) -
 def test_a_program_that_is_not_there_is_told_of(home: Path, releases: Releases) -> None:
     with pytest.raises(ServerFailed, match="cannot be started"):
         deploying.serve(home, releases.champion("first"), wait=1, command=lambda model, port: ("/no/such/program",))
+
+
+PARENT = """
+import os, subprocess, sys
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+open(sys.argv[1], "w").write(" ".join(name for name in os.environ if name.startswith("TWIN_")))
+"""
+
+
+def test_what_a_server_started_ends_with_it_also_when_its_first_process_has_died(home: Path) -> None:
+    told = home / "told"
+    server = servers.start(home, "twin-1", (sys.executable, "-c", PARENT, str(told)), model="m", port=1)
+    until(lambda: told.exists() and not servers.runs(server))
+    assert servers._processes(server), "its child is still there"
+
+    assert servers.stop_servers(home, seconds=5.0) == ["twin-1"]
+
+    assert servers._processes(server) == []
+
+
+def test_a_server_sees_none_of_the_program_s_own_settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWIN_LLM_API_KEY", "zqsecretzq")
+    seen = home / "seen"
+    shows = "import os, sys; open(sys.argv[1], 'w').write(str(dict(os.environ)) + 'end')"
+
+    servers.start(home, "twin-1", (sys.executable, "-c", shows, str(seen)), model="m", port=1)
+
+    until(lambda: seen.exists() and seen.read_text().endswith("end"))
+    assert "zqsecretzq" not in seen.read_text()
+    assert "HF_HUB_OFFLINE" in seen.read_text()
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_not_waited_for_beyond_the_limit() -> None:
+    over = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            # A read takes a fraction of the limit, all of them together would take a hundred times as long.
+            for _ in range(600):
+                if over.wait(0.05):
+                    break
+                try:
+                    self.wfile.write(b" ")
+                except OSError:
+                    break
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        with pytest.raises(ServerFailed, match="does not answer within"):
+            servers.answer_one_token(f"http://127.0.0.1:{server.server_port}", "m", seconds=0.3)
+        over.set()
+        thread.join()
+
+
+SUPERVISOR = """
+import fcntl, os, signal, sys, time
+from pathlib import Path
+from training.release import servers
+home = Path(sys.argv[1])
+lock = (home / "supervisor.lock").open("a+")
+fcntl.flock(lock, fcntl.LOCK_EX)
+def ends(*_):
+    servers.start(home, "twin-1", (sys.executable, "-c", "import time; time.sleep(60)"), model="m", port=1)
+    os._exit(0)
+signal.signal(signal.SIGTERM, ends)
+lock.write(str(os.getpid()))
+lock.flush()
+time.sleep(60)
+"""
+
+
+def test_a_server_that_is_started_again_while_everything_is_stopped_is_stopped_too(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from embedded import commands
+    from embedded.home import supervisor
+
+    parser = argparse.ArgumentParser()
+    commands.register(parser.add_subparsers())
+    namespace = parser.parse_args(["down"])
+    with subprocess.Popen([sys.executable, "-c", SUPERVISOR, str(home)], cwd=Path(__file__).parents[2]):
+        until(lambda: (home / "supervisor.lock").exists() and (home / "supervisor.lock").read_text() != "")
+        assert supervisor(home)
+
+        assert namespace.handler(namespace, load({"TWIN_HOME": str(home)})) == 0
+
+    server = servers.served(home, "twin-1")
+    assert server is not None
+    assert not servers.runs(server)
+    assert capsys.readouterr().out == "stopped\n"
 
 
 def test_another_process_with_the_same_id_is_not_stopped(home: Path) -> None:
@@ -489,8 +671,10 @@ def test_every_question_is_answered_while_the_former_champion_comes_back(home: P
 @pytest.mark.integration
 @pytest.mark.parametrize("former_runs", [True, False])
 def test_the_former_s_server_answers_before_the_other_s_is_stopped(
-    home: Path, releases: Releases, former_runs: bool
+    home: Path, releases: Releases, former_runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # As it is: this reader may be slow to ask whom it has just looked up.
+    monkeypatch.setattr(deploying, "GRACE_SECONDS", 1.0)
     first = serving(home, releases.champion("first"))
     second = serving(home, releases.champion("second"))
     if not former_runs:
@@ -520,6 +704,100 @@ def test_a_rollback_takes_an_approved_canary_back_too(home: Path, releases: Rele
     assert deployment.champion is not None
     assert (deployment.champion.version, deployment.canary) == ("twin-1", None)
     assert not servers.runs(canary)
+
+
+def test_a_rollback_restores_whom_it_chose_or_nobody(home: Path, releases: Releases) -> None:
+    with listening() as first, listening() as second:
+        put(home, releases.champion("first"), share=1.0, url=first)
+        put(home, releases.champion("second"), share=1.0, url=second)
+        deployed = (home / "deployment.json").read_bytes()
+
+        def decide(url: str) -> None:
+            # While the former's server is asked, somebody approves a third.
+            releases.champion("third")
+
+        with pytest.raises(NotReleased, match="twin-1 was to be restored, and meanwhile"):
+            deploying.rollback(
+                home, releases.registry, by="Ada", reason="complaints", now=NOW, wait=20.0, key=decide, seconds=5.0
+            )
+
+    assert (home / "deployment.json").read_bytes() == deployed
+    assert releases.registry.version("champion").id == "twin-3"
+
+
+def test_a_rollback_that_finds_another_deployment_in_the_end_changes_nothing(home: Path, releases: Releases) -> None:
+    with listening() as first, listening() as second:
+        put(home, releases.champion("first"), share=1.0, url=first)
+        put(home, releases.champion("second"), share=1.0, url=second)
+        third = releases.candidate("third")
+
+        def begin(url: str) -> None:
+            put(home, third, share=0.5, url=second)
+
+        with pytest.raises(CannotDeploy, match="somebody changed what is deployed"):
+            deploying.rollback(
+                home, releases.registry, by="Ada", reason="complaints", now=NOW, wait=20.0, key=begin, seconds=5.0
+            )
+
+    assert releases.registry.version("champion").id == "twin-2"
+    assert read(home).canary is not None
+
+
+def idle_server(home: Path, version: str) -> servers.Served:
+    return servers.start(
+        home, version, (sys.executable, "-c", "import time; time.sleep(60)"), model="m", port=servers.free_port()
+    )
+
+
+def test_the_server_of_the_former_s_former_ends(home: Path, releases: Releases) -> None:
+    put(home, releases.champion("first"), share=1.0)
+    put(home, releases.champion("second"), share=1.0)
+    first, second = idle_server(home, "twin-1"), idle_server(home, "twin-2")
+    third = releases.champion("third")
+    put(home, third)
+    assert servers.runs(first), "a canary takes nobody's place"
+
+    promote(home, lambda: third, now=NOW, seconds=5.0)
+    assert (servers.runs(first), servers.runs(second)) == (False, True)
+
+    put(home, releases.champion("fourth"), share=1.0)
+    assert not servers.runs(second)
+
+
+def test_a_rollback_that_was_broken_off_and_is_repeated_leaves_no_server(home: Path, releases: Releases) -> None:
+    with listening() as first, listening() as second:
+        put(home, releases.champion("first"), share=1.0, url=first)
+        put(home, releases.champion("second"), share=1.0, url=second)
+        withdrawn = idle_server(home, "twin-2")
+        champion = read(home).former
+        assert champion is not None
+        # It was killed after the app was told, and before the registry was.
+        deploying._write(home, Deployment(champion=champion))
+
+        roll_back(home, releases)
+
+    assert releases.registry.version("champion").id == "twin-1"
+    assert not servers.runs(withdrawn)
+
+
+def test_a_server_that_was_started_for_a_deployment_that_is_refused_ends(home: Path, releases: Releases) -> None:
+    version = releases.candidate("first")
+
+    def refused(start: Callable[[], object]) -> None:
+        with deploying.kept_if_deployed(home, version):
+            start()
+            put(home, version)
+
+    with pytest.raises(CannotDeploy, match="no champion answers yet"):
+        refused(partial(idle_server, home, version.id))
+    started = servers.served(home, version.id)
+    assert started is not None
+    assert not servers.runs(started)
+
+    server = idle_server(home, version.id)
+    with pytest.raises(CannotDeploy, match="no champion answers yet"):
+        refused(lambda: None)
+    assert servers.runs(server), "it ran before"
 
 
 def test_without_a_server_of_the_former_nothing_changes(home: Path, releases: Releases) -> None:

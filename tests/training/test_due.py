@@ -181,7 +181,7 @@ def test_an_erasure_that_the_champion_should_follow_makes_it_due(studio: Studio)
     studio.train("first", "d1")
     studio.shelf.erase("doc3", at=LATER)
 
-    assert studio.due().reasons == ("twin-1 was made from document doc3, which was erased on 2026-06-09",)
+    assert studio.due().reasons == ("twin-1 rests on document doc3, which was erased on 2026-06-09",)
 
 
 def test_a_report_of_drift_makes_it_due_and_one_of_none_does_not(studio: Studio) -> None:
@@ -195,6 +195,39 @@ def test_a_report_of_drift_makes_it_due_and_one_of_none_does_not(studio: Studio)
     report.write_text("{")
     with pytest.raises(UnreadableDrift, match=r"drift\.json cannot be read"):
         studio.due()
+
+
+def test_drift_that_the_last_dataset_has_seen_is_no_reason_for_ever(studio: Studio) -> None:
+    studio.train("first", "d1")
+    (studio.home / "drift.json").write_text('{"drift": true, "at": "2026-06-10T00:00:00"}')
+    assert studio.due().due
+
+    studio.build("d2")
+    studio.shelf.held["datasets"]["d2"]["created_at"] = datetime(2026, 6, 11, tzinfo=UTC)
+    studio.train("second", "d2", approve=False)
+
+    found = studio.due()
+    assert not found.due
+    assert "drift at 2026-06-10 00:00, before the dataset of twin-2 was built" in found.not_due
+
+
+def test_an_erasure_that_a_later_candidate_has_followed_is_no_reason_for_ever(studio: Studio) -> None:
+    studio.train("first", "d1")
+    studio.shelf.erase("doc3", at=LATER)
+    assert studio.due().due
+
+    studio.write(doc3=None)
+    studio.build("d2")
+    champion = studio.registry.version("champion")
+    run = make_run(studio.home / "runs" / "second", studio.home / "base", weights="second", dataset="d2")
+    studio.registry.register(run, evaluated(run, Path(champion.folder), dataset="d2"))
+
+    found = studio.due()
+    assert not found.due
+    assert any("twin-2 does not rest on it and awaits a decision" in told for told in found.not_due)
+
+    studio.registry.reject("twin-2", by="Ada", reason="worse")
+    assert studio.due().due, "nothing has followed it after all"
 
 
 def test_several_reasons_are_all_told() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +23,15 @@ from training.datasets.building import Recipe
 from training.datasets.samples import InstructionSample, Split
 from training.datasets.store import Lineage, Record, statistics, write_folder
 from training.datasets.wordsmith import Request
-from training.evaluation.commands import NotComparable, _against
+from training.evaluation.commands import NotComparable, _against, _judge
 from training.evaluation.evaluating import (
     Figures,
     Item,
     Measured,
+    Others,
     Rested,
+    _as_texts,
+    _of_both,
     correctness,
     figures,
     general_set,
@@ -47,7 +52,8 @@ from training.evaluation.held_out import (
     widened,
 )
 from training.evaluation.intervals import comparison, mean, metric, ratio
-from training.inputs import UnusableInput
+from training.evaluation.style import Text
+from training.inputs import BASE_RECORD, UnusableInput
 from training.local_model import Likelihood, whole_sentences
 from training.runs import RunRecord
 
@@ -200,6 +206,59 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     assert first != other
 
 
+def alike(seed: int, families: int, each: int, spread: float = 1.0) -> tuple[Any, list[str]]:
+    """By how much a model that is no better seems better on each answer: those of a family move together."""
+    chance = np.random.default_rng(seed)
+    of_family = np.repeat(chance.normal(0, spread, families), each)
+    groups = [f"family {number}" for number in range(families) for _ in range(each)]
+    return of_family + chance.normal(0, 0.5, families * each), groups
+
+
+def test_many_answers_from_few_documents_do_not_make_a_model_surely_better() -> None:
+    surely = 0
+    for seed in range(200):
+        gains, groups = alike(seed, families=20, each=10)
+        told = comparison("m", mean(gains), mean(np.zeros(200)), 200, seed, groups=groups)
+        surely += told.low > 0
+
+    # One in forty is right; answer by answer it is one in four.
+    assert surely <= 14
+
+
+def test_a_figure_says_of_how_many_families_it_is() -> None:
+    gains, groups = alike(1, families=4, each=5)
+
+    told = metric("m", "higher", mean(gains), 20, seed=7, groups=groups)
+    compared = comparison("m", mean(gains), mean(gains - 1), 20, seed=7, groups=groups)
+
+    assert (told.n, told.families) == (compared.n, compared.families) == (20, 4)
+
+
+def test_a_family_of_one_answer_each_is_as_an_answer_alone() -> None:
+    values = list(np.random.default_rng(1).normal(size=30))
+
+    alone, named = (
+        metric("m", "lower", mean(values), 30, 7, groups=groups) for groups in (None, [f"{at:02}" for at in range(30)])
+    )
+
+    assert alone == named
+
+
+def test_models_are_not_compared_by_two_families() -> None:
+    asked = tuple(
+        Question(sample(topic, family="one" if at else "other"), (), topic) for at, topic in enumerate(TOPICS)
+    )
+    held = world(questions=asked, samples=tuple(each.sample for each in asked))
+
+    told = found(gave("taught"), gave("base", 2.5), held, judge=Judge("by hand"))
+
+    assert told.comparisons == {}
+    assert told.metrics["bits_per_byte"].families == 2
+    assert told.metrics["bits_per_byte"].low < told.metrics["bits_per_byte"].high
+    assert told.metrics["bits_per_byte_against"].value > told.metrics["bits_per_byte"].value
+    assert told.notes["families"].startswith("models are compared by document families, 3 at least")
+
+
 def test_a_figure_of_no_sample_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a sample"):
         metric("m", "lower", mean([]), 0, seed=7)
@@ -307,9 +366,6 @@ def test_without_passages_it_is_said_why_nothing_is_known_of_grounding() -> None
 
 
 def test_style_is_learned_from_the_other_models_answers_where_there_is_no_other_author() -> None:
-    from training.evaluation.evaluating import Others
-    from training.evaluation.style import Text
-
     own = tuple(Text(part, topic) for topic in TOPICS for part in text_of(topic).split("\n\n"))
     strange = tuple("lorem ipsum dolor sit amet, consectetur" for _ in TOPICS)
     other = gave("base", answers=strange)
@@ -324,6 +380,33 @@ def test_style_is_learned_from_the_other_models_answers_where_there_is_no_other_
     assert told.metrics["style_classifier"].low > 0.9
     assert told.metrics["style_author_yardstick"].value > 0.8
     assert told.notes["style_author"].startswith("the classifier tells the author's passages from answers of base, and")
+
+
+def test_no_model_is_more_like_the_author_because_the_other_one_stood_for_the_strangers() -> None:
+    own = tuple(Text(part, topic) for topic in TOPICS for part in text_of(topic).split("\n\n"))
+    # Two strangers, each with words of its own.
+    one = gave("one", answers=tuple(f"Zany zebras zip past {topic}, buzzing with jazz." for topic in TOPICS))
+    other = gave("other", answers=tuple(f"Quick queens quote {topic}; quaint quilts." for topic in TOPICS))
+    held = world(own=own)
+
+    told = found(one, other, held, others=_of_both(held, one, other, 7)).comparisons["style_author"]
+    turned = found(other, one, held, others=_of_both(held, other, one, 7)).comparisons["style_author"]
+    unfair = found(one, other, held, others=Others("answers of other", _as_texts(held, other.answers)))
+
+    assert unfair.comparisons["style_author"].low > 0.1
+    assert abs(told.difference) < 0.05
+    assert told.difference == pytest.approx(-turned.difference, abs=1e-6)
+
+
+def test_strangers_are_as_many_answers_of_one_model_as_of_the_other() -> None:
+    one = gave("one", answers=("", *(f"One on {topic}." for topic in TOPICS[1:])))
+    other = gave("other", answers=(*(f"Other on {topic}." for topic in TOPICS[:-1]), "  "))
+
+    both = _of_both(world(), one, other, 7)
+
+    assert [each.group for each in both.texts] == [*TOPICS[1:-1], *TOPICS[1:-1]]
+    assert sum(each.text.startswith("One") for each in both.texts) == len(TOPICS) - 2
+    assert both.what == "answers of one and other"
 
 
 def test_without_anybody_else_it_is_said_that_style_is_not_known() -> None:
@@ -394,6 +477,48 @@ def test_a_judge_that_rambles_leaves_the_evaluation_without_a_win_rate_and_says_
 def test_without_a_judge_or_another_model_it_is_said_which_is_missing() -> None:
     assert "no judge is set" in found(gave("taught"), gave("base")).notes["win_rate"]
     assert "no other model" in found(gave("taught"), judge=Judge("a")).notes["win_rate"]
+
+
+@pytest.fixture
+def heard() -> Iterator[tuple[str, list[str | None]]]:
+    """The address of a judge that answers `1`, and the keys that it was shown."""
+    keys: list[str | None] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            keys.append(self.headers["Authorization"])
+            body = b'{"choices": [{"message": {"role": "assistant", "content": "1"}, "finish_reason": "stop"}]}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", keys
+        server.shutdown()
+
+
+def test_the_key_of_the_settings_is_shown_to_their_own_server_and_to_no_other_judge(
+    heard: tuple[str, list[str | None]], tmp_path: Path
+) -> None:
+    url, keys = heard
+    request = Request("a", "v", ({"role": "user", "content": "Which?"},))
+    named = SimpleNamespace(judge_url=url, judge_model=None)
+    unnamed = SimpleNamespace(judge_url=None, judge_model="judge")
+
+    for own, asked in (("http://models.example:8000", named), (url, named), (url, unnamed)):
+        judge = _judge(asked, load({"TWIN_LLM_URL": own, "TWIN_LLM_API_KEY": "s3cret"}, tmp_path))  # type: ignore[arg-type]
+        assert judge is not None
+        assert judge.write([request]) == ["1"]
+
+    assert "s3cret" not in (keys[0] or "")
+    assert keys[1:] == ["Bearer s3cret", "Bearer s3cret"]
+    assert _judge(unnamed, load({}, tmp_path)) is None  # type: ignore[arg-type]
 
 
 # The champion
@@ -608,6 +733,41 @@ def test_a_relative_base_run_is_found_beside_the_run(tmp_path: Path) -> None:
     second = run(tmp_path / "dpo", "preferences-1", "sft", "sft")
 
     assert trained_on(second) == ["preferences-1", "instructions-1"]
+
+
+def test_a_run_on_top_of_the_model_of_another_has_seen_what_that_was_trained_on(tmp_path: Path) -> None:
+    first = run(tmp_path / "sft", "instructions-1", "org/base")
+    (first / "model").mkdir()
+    # As older runs noted it: the model alone.
+    older = run(tmp_path / "older", "preferences-1", str(first / "model"))
+    newer = run(tmp_path / "newer", "preferences-2", str(first / "model"), str(first))
+
+    assert trained_on(older) == ["preferences-1", "instructions-1"]
+    assert trained_on(newer) == ["preferences-2", "instructions-1"]
+    assert base_of(older) == "org/base"
+
+
+def test_runs_are_found_again_when_their_folder_has_moved(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    first = run(tmp_path / "old" / "sft", "instructions-1")
+    run(tmp_path / "old" / "dpo", "preferences-1", str(first), str(first))
+    (tmp_path / "old").rename(tmp_path / "new")
+
+    assert trained_on(tmp_path / "new" / "dpo") == ["preferences-1", "instructions-1"]
+
+
+def test_what_a_tiny_base_was_made_of_has_been_seen_by_all_on_top_of_it(tmp_path: Path) -> None:
+    base = tmp_path / "tiny"
+    base.mkdir()
+    (base / BASE_RECORD).write_text('{"dataset": "instructions-0"}')
+    first = run(tmp_path / "sft", "instructions-1", str(base))
+    second = run(tmp_path / "dpo", "preferences-1", str(first), str(first))
+
+    assert trained_on(second) == ["preferences-1", "instructions-1", "instructions-0"]
+    assert trained_on(base) == ["instructions-0"]
+    (base / BASE_RECORD).write_text("{}")
+    with pytest.raises(UnusableInput, match="make the base anew"):
+        trained_on(first)
 
 
 def test_runs_that_name_each_other_are_no_endless_loop(tmp_path: Path) -> None:

@@ -127,6 +127,9 @@ def test_a_run_becomes_champion_gives_way_to_a_better_one_and_comes_back(
     servers.count(twin_1=(100, 1), twin_3=(60, 0))
     code, told = twin("deploy", "--status")
     assert "canary    twin-3" in told
+    assert "(by name candidate)" in told
+    with pytest.raises(CannotDeploy, match="deploy --rollback"):
+        twin("reject", "3", "--by", "Ada", "--reason", "slow")
     assert "30% of the answers  60 answers, 0 failed" in told
     assert "promote: 0 of 60 answers failed" in told
 

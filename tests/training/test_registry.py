@@ -8,10 +8,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from corpus.settings import load
-from corpus.warehouse import connect
+from corpus.warehouse import AlreadyBuilt, BuiltMeanwhile, connect
 from tests.training.model_runs import BUILT, LATER, Shelf, evaluated, make_model, make_run
 from training.release.gate import load_rules
 from training.release.registry import CannotRegister, ModelVersion, NotReleased, Records, Registry, UnknownModel
@@ -262,6 +263,178 @@ def test_a_model_whose_weights_changed_since_or_are_gone_is_refused(office: Offi
         office.registry.approve("twin-1", by="Ada", rules=RULES)
 
 
+def test_an_erasure_after_the_approval_stands_against_a_deployment(office: Office, shelf: Shelf) -> None:
+    office.champion("first")
+    assert office.registry.deployable("champion").id == "twin-1"
+
+    shelf.erase("doc-2", at=LATER + timedelta(days=1))
+
+    with pytest.raises(NotReleased, match="twin-1 is not deployed: it rests on document doc-2"):
+        office.registry.deployable("champion")
+
+
+def test_who_decided_for_a_model_in_spite_of_an_erasure_may_deploy_it_until_the_next(
+    office: Office, shelf: Shelf
+) -> None:
+    office.candidate("first")
+    shelf.erase("doc-2", at=LATER)
+    with pytest.raises(NotReleased, match="--override"):
+        office.registry.deployable("twin-1")
+    office.registry.approve("twin-1", by="Ada", rules=RULES, override="the author agreed")
+    assert office.registry.deployable("twin-1").state == "champion"
+
+    shelf.erase("doc-1", at=LATER + timedelta(days=1))
+
+    with pytest.raises(NotReleased, match="doc-1"):
+        office.registry.deployable("twin-1")
+
+
+def test_a_document_of_the_evaluation_alone_that_was_erased_counts_too(office: Office, shelf: Shelf) -> None:
+    shelf.add_dataset("held-out", "doc-9", created_at=BUILT)
+    version = office.candidate("first", dataset="held-out")
+    shelf.erase("doc-9", at=LATER)
+
+    with pytest.raises(NotReleased, match="its evaluation rests on document doc-9"):
+        office.registry.approve("twin-1", by="Ada", rules=RULES)
+    assert version.document_ids == ("doc-1", "doc-2"), "it is not made of it"
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"])
+def test_a_model_whose_tokenizer_or_configuration_changed_since_is_refused(office: Office, name: str) -> None:
+    run = make_run(office.home / "runs" / "one", office.base)
+    (run / "model" / name).write_text("{}")
+    office.registry.register(run, evaluated(run, office.base))
+
+    (run / "model" / name).write_text('{"eos_token_id": 7}')
+
+    with pytest.raises(NotReleased, match="the tokenizer or the chat template"):
+        office.registry.approve("twin-1", by="Ada", rules=RULES)
+    assert office.registry.register(run, evaluated(run, office.base)).id == "twin-2", "that is another model"
+
+
+def test_the_base_is_what_the_run_began_with_and_not_what_lies_there_now(office: Office) -> None:
+    from training.evaluation.figures import weights_digest
+
+    run = make_run(office.home / "runs" / "one", office.base, base_weights=weights_digest(office.base))
+    evaluation = evaluated(run, office.base)
+    began_with = weights_digest(office.base)
+    (office.base / "model.safetensors").write_text("another base")
+
+    version = office.registry.register(run, evaluation)
+
+    assert version.bases == (began_with,)
+    assert office.registry.judged(version, RULES).passes
+
+
+def test_an_evaluation_on_what_nobody_knows_or_of_another_generation_is_refused(office: Office, shelf: Shelf) -> None:
+    run = make_run(office.home / "runs" / "one", office.base)
+    shelf.add_dataset("old", "doc-1", generation="g0")
+
+    with pytest.raises(CannotRegister, match="no record of dataset made-up"):
+        office.registry.register(run, evaluated(run, office.base, dataset="made-up"))
+    with pytest.raises(CannotRegister, match="dataset old of generation g0"):
+        office.registry.register(run, evaluated(run, office.base, dataset="old"))
+    with pytest.raises(CannotRegister, match="of generation g0"):
+        office.registry.register(run, evaluated(run, office.base, generation="g0"))
+
+
+def test_every_evaluation_leaves_its_trace_and_the_same_one_leaves_one(office: Office) -> None:
+    run = make_run(office.home / "runs" / "one", office.base)
+    worse, better = evaluated(run, office.base, gain=-1.0), evaluated(run, office.base)
+
+    for evaluation in (worse, better, better):
+        version = office.registry.register(run, evaluation)
+
+    traces = [decided.reasons for decided in version.decisions if decided.what == "evaluated"]
+    assert [reasons[1].split(" (")[0] for reasons in traces] == [
+        "bits_per_byte: difference +1",
+        "bits_per_byte: difference -0.2",
+    ]
+
+
+def test_an_evaluation_of_the_champion_leaves_it_the_champion(
+    office: Office, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = office.champion("first")
+    office.champion("second", against=Path(first.folder))
+    # As a crash leaves it: both are champions by their records.
+    shelf.held["models"]["twin-1"]["state"] = "champion"
+    run = Path(first.run)
+
+    office.registry.register(run, evaluated(run, office.base, seed=7))
+
+    champion = office.registry.champion()
+    assert champion is not None
+    assert champion.id == "twin-2"
+
+
+def test_an_approval_says_by_which_rules(office: Office, tmp_path: Path) -> None:
+    lax = tmp_path / "lax.yaml"
+    lax.write_text("figures: {bits_per_byte: {must: not_worsen, margin: 9}}")
+    office.candidate("first")
+
+    version = office.registry.approve("twin-1", by="Ada", rules=load_rules(lax))
+
+    assert f"by the rules of {lax} (SHA-256 " in version.decisions[-1].reasons[-1]
+
+
+def test_asking_few_questions_switches_no_rule_off(office: Office, shelf: Shelf) -> None:
+    shelf.add_dataset("d1", "doc-1", splits={"train": 400, "test": 60})
+    run = make_run(office.home / "runs" / "one", office.base)
+    few = evaluated(run, office.base)
+    for found in (few.metrics, few.comparisons):
+        found["correctness"] = msgspec.structs.replace(found["general"], name="correctness", n=3)  # type: ignore[type-var]
+    office.registry.register(run, few)
+
+    with pytest.raises(NotReleased, match="correctness: 3 samples are too few to judge"):
+        office.registry.approve("twin-1", by="Ada", rules=RULES)
+
+    shelf.add_dataset("d1", "doc-1", splits={"train": 40, "test": 12})
+    office.registry.register(run, msgspec.structs.replace(few, seed=1))
+    assert "and the dataset has 12" in str(office.registry.approve("twin-1", by="Ada", rules=RULES).decisions[-1])
+
+
+# Two homes on one warehouse
+
+
+def test_two_homes_that_register_at_once_make_two_versions(
+    office: Office, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = Office(tmp_path / "other", shelf)
+    add, meanwhile = shelf.add_built, [lambda: other.candidate("theirs")]
+
+    def overtaken(kind: Any, record: Any) -> None:
+        while meanwhile:
+            meanwhile.pop()()
+        add(kind, record)
+
+    monkeypatch.setattr(shelf, "add_built", overtaken)
+    mine = office.candidate("mine")
+
+    found = {version.id: Path(version.run).name for version in office.registry.versions()}
+    assert found == {"twin-1": "theirs", "twin-2": "mine"}
+    assert mine.id == "twin-2"
+
+
+def test_a_decision_in_another_home_is_not_written_over(
+    office: Office, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = Office(tmp_path / "other", shelf)
+    office.candidate("first")
+    replace, meanwhile = shelf.replace_built, [lambda: other.registry.reject("1", by="Grace", reason="it swears")]
+
+    def overtaken(kind: Any, record: Any, *, decisions: int) -> None:
+        while meanwhile:
+            meanwhile.pop()()
+        replace(kind, record, decisions=decisions)
+
+    monkeypatch.setattr(shelf, "replace_built", overtaken)
+
+    with pytest.raises(NotReleased, match="at this very moment"):
+        office.registry.approve("twin-1", by="Ada", rules=RULES)
+    assert office.states() == {"twin-1": "rejected"}
+
+
 # Rejecting and going back
 
 
@@ -369,3 +542,17 @@ def test_versions_come_back_from_a_real_warehouse_and_an_erasure_finds_them(tmp_
 
         assert office.registry.champion() == first
         assert warehouse.built_from(["doc-1"])["models"] == ["twin-1"]
+
+
+def test_a_real_warehouse_adds_an_id_once_and_replaces_only_what_was_read(tmp_path: Path, mongodb_uri: str) -> None:
+    settings = load({"TWIN_HOME": str(tmp_path), "TWIN_MONGODB_URI": mongodb_uri, "TWIN_DATABASE": "registry_races"})
+    with connect(settings) as warehouse:
+        warehouse.add_built("models", {"_id": "twin-1", "who": "first", "decisions": [1]})
+        with pytest.raises(AlreadyBuilt, match="twin-1"):
+            warehouse.add_built("models", {"_id": "twin-1", "who": "second", "decisions": [1]})
+
+        warehouse.replace_built("models", {"_id": "twin-1", "who": "third", "decisions": [1, 2]}, decisions=1)
+        with pytest.raises(BuiltMeanwhile, match="twin-1"):
+            warehouse.replace_built("models", {"_id": "twin-1", "who": "fourth", "decisions": [1, 2]}, decisions=1)
+
+        assert [record["who"] for record in warehouse.built("models")] == ["third"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from training.evaluation.figures import Comparison, Evaluation, Metric
@@ -114,6 +115,25 @@ def test_too_few_samples_are_no_evidence() -> None:
     assert "3 samples are too few" in decision.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("available", "required", "passes"),
+    [(60, False, False), (None, False, False), (12, False, True), (12, True, False)],
+)
+def test_too_few_samples_are_excused_only_where_there_are_no_more_and_nothing_is_required(
+    available: int | None, required: bool, passes: bool
+) -> None:
+    good, few = evaluation("perplexity", -2.0, -1.0), evaluation("style_author", 0.1, 0.2, better="higher", n=12)
+    both = msgspec.structs.replace(
+        good, metrics={**good.metrics, **few.metrics}, comparisons={**good.comparisons, **few.comparisons}
+    )
+    rule = Rule(must="not_worsen", margin=0.1, required=required)
+
+    decision = judge(both, Rules(figures={"perplexity": IMPROVE, "style_author": rule}), available=available)
+
+    assert decision.passes == passes
+    assert "style_author: 12 samples are too few" in " ".join((*decision.reasons, *decision.not_judged))
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("-inf")])
 def test_an_interval_that_is_no_number_is_no_evidence(broken: float) -> None:
     assert not decided(evaluation("perplexity", broken, -1.0), perplexity=IMPROVE).passes
@@ -158,9 +178,21 @@ def test_rules_of_ones_own_replace_a_section_and_leave_the_others(tmp_path: Path
     assert rules.figures == load_rules().figures
 
 
+def test_rules_tell_their_file_and_a_digest_of_what_counts(tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text("due: {feedback: 3}\n")
+    first = load_rules(file).source
+    file.write_text("due: {feedback: 4}\n")
+
+    assert first.startswith(f"{file} (SHA-256 ")
+    assert load_rules(file).source != first
+    assert load_rules().source.startswith("the program")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
+        ("source: the program", "no section"),
         ("figures: {perplexity: {must: improve, wil: 3}}", "wil"),
         ("figures: {perplexity: {must: shine}}", "shine"),
         ("figures: {beauty: {must: improve}}", "there is no figure beauty"),

@@ -142,6 +142,28 @@ def test_an_mlflow_that_lost_the_run_is_told_of_it_again(tmp_path: Path, base: P
     assert len(losses(uri, runs_of(uri, "lost")[0])) == 3
 
 
+def test_a_folder_with_an_apostrophe_is_found_again(tmp_path: Path, base: Path, uri: str) -> None:
+    run = make_run(tmp_path / "ada's run", base)
+    send(run, uri)
+    (run / "sent.json").unlink()
+
+    send(run, uri)
+
+    assert len(runs_of(uri, "ada's run")) == 1
+
+
+def test_a_run_that_cannot_be_read_is_told_of_and_the_others_are_sent(tmp_path: Path, base: Path) -> None:
+    broken = make_run(tmp_path / "elsewhere", base)
+    (broken / "run.json").write_text("{")
+    make_run(tmp_path / "runs" / "whole", base)
+    settings, said = load({"TWIN_HOME": str(tmp_path)}), list[str]()
+
+    tell(settings, say=said.append, also=broken)
+
+    assert said[0].startswith("elsewhere is not sent to MLflow: ")
+    assert len(runs_of(uri_of(settings), "whole")) == 1
+
+
 def test_metrics_that_were_cut_off_in_a_line_wait_for_the_rest(tmp_path: Path, base: Path, uri: str) -> None:
     run = make_run(tmp_path / "cut", base)
     with (run / "metrics.jsonl").open("ab") as metrics:
@@ -219,6 +241,8 @@ def test_versions_their_states_and_their_aliases_are_shown_and_follow(tmp_path: 
         "twin-1": "former",
         "twin-2": "champion",
     }
+    assert found["twin-1"].source == f"runs:/{found['twin-1'].run_id}", "a server takes no folder of this machine"
+    assert found["twin-1"].tags["twin.folder"] == str(run / "model")
     assert found["twin-1"].run_id == runs_of(uri, "registered")[0].info.run_id
     assert {alias: str(number) for alias, number in aliases.items()} == {"champion": str(found["twin-2"].version)}
 

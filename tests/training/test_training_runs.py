@@ -28,7 +28,7 @@ from corpus.settings import load as load_settings
 from training import commands, dpo, sft, tiny
 from training.checkpoints import last_whole
 from training.configuration import TrainingConfiguration, dump, read
-from training.inputs import UnusableInput
+from training.inputs import UnusableInput, source_dataset
 from training.runs import DiskFull, LossNotFinite, RunRecord, RunRefused, quiet, read_record
 
 torch = pytest.importorskip("torch")
@@ -181,6 +181,43 @@ def test_each_method_leaves_a_model_that_stands_alone(
         adapted = PeftModel.from_pretrained(base, str(run / "adapter"))
         adapted.eval()
         assert torch.allclose(found, logits(adapted, tokenizer), atol=1e-4)
+
+
+def test_a_tiny_base_is_there_when_it_is_whole_and_not_before(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    def full(self: Any, folder: Path) -> None:
+        raise OSError("no space left on device")
+
+    small: dict[str, Any] = {"hidden": 32, "layers": 1, "heads": 2, "vocabulary": 400, "steps": 0, "dataset": "d0"}
+    with monkeypatch.context() as hurt:
+        hurt.setattr(PreTrainedTokenizerFast, "save_pretrained", full)
+        with pytest.raises(OSError, match="no space left"):
+            tiny.make(world.texts, tmp_path / "base", **small)
+    assert list(tmp_path.iterdir()) == []
+
+    tiny.make(world.texts, tmp_path / "base", **small)
+
+    assert source_dataset(tmp_path / "base") == "d0"
+    assert (tmp_path / "base" / "tokenizer.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_model_that_was_removed_is_written_again_without_a_step(world: World) -> None:
+    world.sft("removed")
+    run = world.folder / "removed"
+    before = weights(run)
+    shutil.rmtree(run / "model")
+    lines: list[str] = []
+
+    record = world.sft("removed", lines.append)
+
+    after = weights(run)
+    assert (record.state, record.step) == ("finished", STEPS)
+    assert not any(line.startswith("step ") for line in lines)
+    assert all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_a_base_of_4_bits_is_merged_in_its_own_precision(world: World) -> None:

@@ -42,7 +42,8 @@ fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 record = dict(state="running", stage="sft", method="lora", base_model="m", base_run=None, dataset="d", generation="g",
     documents=1, rows=1, seed=0, devices=1, device="cpu", code_revision=None, versions={{}}, started_at="", steps=10)
 def write(state):
-    (run / "run.json").write_text(json.dumps(record | {{"state": state}}))
+    (run / "run.json.new").write_text(json.dumps(record | {{"state": state}}))
+    (run / "run.json.new").replace(run / "run.json")
 if (run / "run.json").exists() and json.loads((run / "run.json").read_text())["state"] == "finished":
     sys.exit(0)
 write("running")
@@ -51,6 +52,9 @@ for step in range(1, 11):
     with (run / "metrics.jsonl").open("a") as metrics:
         metrics.write(json.dumps({{"step": step, "eval_loss": 1 + far + 1 / step}}) + "\\n")
     slow = float(os.environ.get("SLOW", "0"))
+    if os.environ.get("DIVERGES") and step == 3:
+        with (run / "metrics.jsonl").open("a") as metrics:
+            metrics.write('{{"step": 3, "eval_loss": null}}\\n')
     for _ in range(50):
         if not stopped:
             time.sleep(slow / 50)
@@ -158,6 +162,42 @@ def test_trials_that_fail_are_told_with_their_reason_and_a_study_of_them_alone_f
         tune(config, [], 2, space=SPACE, program=program, say=said.append, wait=0.01)
 
     assert said.count("  failed: the model does not fit") == 2
+
+
+@pytest.mark.parametrize("slow", ["0", "0.05"], ids=["seen at the end", "seen while it runs"])
+def test_a_trial_whose_loss_is_no_number_fails_and_the_study_goes_on(
+    config: Path, program: list[str], monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    tune(config, [], 1, space=SPACE, program=program, say=lambda line: None, wait=0.01)
+    monkeypatch.setenv("DIVERGES", "1")
+    monkeypatch.setenv("SLOW", slow)
+    said: list[str] = []
+    tune(config, [], 2, space=SPACE, program=program, say=said.append, wait=0.01)
+    monkeypatch.delenv("DIVERGES")
+    monkeypatch.setenv("SLOW", "0")
+
+    tuned = tune(config, [], 3, space=SPACE, program=program, say=said.append, wait=0.01)
+
+    assert said[1] == "  failed: the validation loss is no number at step 3: lower learning_rate"
+    assert (tuned.finished, tuned.failed) == (2, 1)
+
+
+def test_a_second_command_does_not_take_up_trials_that_are_under_way(
+    config: Path, program: list[str], tmp_path: Path
+) -> None:
+    refused: list[str] = []
+
+    def another(line: str) -> None:
+        if line.startswith("trial 1"):
+            with pytest.raises(TuningFailed, match=r"a command is at the study in .*study: let it end") as found:
+                tune(config, [], 2, space=SPACE, program=program, say=refused.append, wait=0.01)
+            refused.append(str(found.value))
+
+    tuned = tune(config, [], 2, space=SPACE, program=program, say=another, wait=0.01)
+
+    assert len(refused) == 1
+    assert tuned.finished == 2
+    assert len(losses(tmp_path / "study")) == 2
 
 
 def test_a_study_of_another_configuration_or_space_is_not_gone_on_with(config: Path, program: list[str]) -> None:

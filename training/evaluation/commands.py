@@ -182,11 +182,19 @@ def _documents(record: Record, settings: Settings) -> list[DocumentVersion]:
 
 
 def _judge(namespace: argparse.Namespace, settings: Settings) -> Wordsmith | None:
+    from corpus.settings import key_for
     from training.datasets.wordsmith import ServedWordsmith
 
-    changes = {"llm_url": namespace.judge_url, "llm_model": namespace.judge_model}
-    chosen = msgspec.structs.replace(settings, **{name: value for name, value in changes.items() if value})
-    return ServedWordsmith(chosen) if chosen.llm_url else None
+    url = namespace.judge_url or settings.llm_url
+    if not url:
+        return None
+    chosen = msgspec.structs.replace(
+        settings,
+        llm_url=url,
+        llm_model=namespace.judge_model or settings.llm_model,
+        llm_api_key=key_for(settings, url),
+    )
+    return ServedWordsmith(chosen)
 
 
 def _output(folder: Path) -> Path:

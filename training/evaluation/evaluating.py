@@ -20,13 +20,14 @@ import numpy as np
 
 from corpus.prompts import Source
 from training.datasets.likeness import grounded, words
+from training.datasets.samples import InstructionSample
 from training.datasets.scoring import JudgeUnusable
 from training.datasets.wordsmith import Wordsmith, WordsmithUnavailable
 from training.evaluation.figures import Comparison, Evaluation, Metric, SideBySide
 from training.evaluation.held_out import HeldOut, Question, asking, is_own
-from training.evaluation.intervals import Figure, comparison, mean, metric, ratio
+from training.evaluation.intervals import FEWEST_FAMILIES, Figure, comparable, comparison, mean, metric, ratio
 from training.evaluation.judging import Judged, Pair, judged
-from training.evaluation.style import DISTANCES, Text, classified, distances
+from training.evaluation.style import DISTANCES, MOST, Text, classified, distances
 from training.local_model import LEAST_ANSWER, Likelihood, NoSystemMessages, whole_sentences
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def figures(
     _resting(found, held_out, model, against)
     if general:
         rights = [mean(each.general) if each else None for each in (model, against)]
-        found.add("general", "higher", rights, len(general))
+        found.add("general", "higher", rights, [item.question for item in general])
         chance = sum(1 / len(item.choices) for item in general) / len(general)
         found.notes["general"] = f"a model that knows nothing has {chance:.0%}"
     _wins(found, held_out, model, against, judge)
@@ -225,18 +226,29 @@ class _Found:
         name: str,
         better: Literal["lower", "higher"],
         sides: Sequence[Figure | None],
-        n: int,
+        groups: Sequence[str],
         *,
         yardstick: Figure | None = None,
         moved: bool = False,
     ) -> None:
-        """`sides`: the model's, and the other's if there is one, over the same `n` samples."""
+        """`sides`: the model's, and the other's if there is one, over the same samples, which are of `groups`."""
         for suffix, side in zip(("", "_against", "_yardstick"), (*sides, yardstick), strict=True):
             if side is not None:
-                self.metrics[name + suffix] = metric(name + suffix, better, side, n, self.seed, moved=moved)
+                self.metrics[name + suffix] = metric(
+                    name + suffix, better, side, len(groups), self.seed, groups=groups, moved=moved
+                )
         one, other = sides
         if one is not None and other is not None:
-            self.comparisons[name] = comparison(name, one, other, n, self.seed, moved=moved)
+            self.compare(name, one, other, groups, moved=moved)
+
+    def compare(self, name: str, one: Figure, other: Figure, groups: Sequence[str], *, moved: bool = False) -> None:
+        if comparable(groups):
+            self.comparisons[name] = comparison(name, one, other, len(groups), self.seed, groups=groups, moved=moved)
+            return
+        self.notes["families"] = (
+            f"models are compared by document families, {FEWEST_FAMILIES} at least: where there are fewer the figures "
+            "stand beside each other, and nothing is said of their difference; hold more documents out"
+        )
 
 
 def _likelihood(found: _Found, held_out: HeldOut, model: Measured, against: Measured | None) -> None:
@@ -253,6 +265,7 @@ def _likelihood(found: _Found, held_out: HeldOut, model: Measured, against: Meas
         )
     if not places:
         return
+    groups = [_family(held_out.samples[at]) for at in places]
     bits: list[Figure | None] = [None, None]
     tokens: list[Figure | None] = [None, None]
     for at, each in enumerate(sides):
@@ -260,11 +273,11 @@ def _likelihood(found: _Found, held_out: HeldOut, model: Measured, against: Meas
         sums = [one.nll for one in chosen]
         tokens[at] = ratio(sums, [one.tokens for one in chosen], np.exp)
         bits[at] = ratio(sums, [one.bytes for one in chosen], lambda value: value / math.log(2))
-    found.add("bits_per_byte", "lower", bits, len(places))
+    found.add("bits_per_byte", "lower", bits, groups)
     if against and against.tokens != model.tokens:
         tokens[1] = None
         found.notes["perplexity"] = "the models cut texts into different tokens: compare their bits per byte"
-    found.add("perplexity", "lower", tokens, len(places))
+    found.add("perplexity", "lower", tokens, groups)
 
 
 def _author(found: _Found, held_out: HeldOut, model: Measured, against: Measured | None, others: Others | None) -> None:
@@ -286,7 +299,7 @@ def _author(found: _Found, held_out: HeldOut, model: Measured, against: Measured
         )
         return
     right = ratio(list(told.right * told.weights), list(told.weights))
-    classifier = metric("style_classifier", "higher", right, len(told.right), found.seed)
+    classifier = metric("style_classifier", "higher", right, len(told.right), found.seed, groups=told.groups)
     found.metrics["style_classifier"] = classifier
     worth = "; it is no better than a coin, and so is what it says" if classifier.low <= 0.5 else ""
     found.notes["style_author"] += (
@@ -294,9 +307,10 @@ def _author(found: _Found, held_out: HeldOut, model: Measured, against: Measured
         f"{classifier.n} texts of documents that it was not shown{worth}"
     )
     known: list[Figure | None] = [mean(side) for side in told.answers]
-    found.add("style_author", "higher", ([*known, None])[:2], len(places))
+    found.add("style_author", "higher", ([*known, None])[:2], groups)
+    own = len(told.author)
     found.metrics["style_author_yardstick"] = metric(
-        "style_author_yardstick", "higher", mean(told.author), len(told.author), found.seed
+        "style_author_yardstick", "higher", mean(told.author), own, found.seed, groups=told.groups[:own]
     )
 
 
@@ -313,7 +327,8 @@ def _distances(found: _Found, held_out: HeldOut, model: Measured, against: Measu
     answers = [[whole_sentences(each.answers[at]) for at in places] for each in (model, against) if each]
     for name in DISTANCES:
         yardstick, *sides = distances(name, author, [[each.text for each in author], *answers], found.seed)
-        found.add(name, "lower", ([*sides, None])[:2], len(places), yardstick=yardstick, moved=True)
+        groups = [each.group for each in author]
+        found.add(name, "lower", ([*sides, None])[:2], groups, yardstick=yardstick, moved=True)
 
 
 def _resting(found: _Found, held_out: HeldOut, model: Measured, against: Measured | None) -> None:
@@ -328,7 +343,7 @@ def _resting(found: _Found, held_out: HeldOut, model: Measured, against: Measure
         for side in sides:
             rested = [(held_out.questions[at], side[at]) for at in places]
             values.append(mean([of(question, each) for question, each in rested if each is not None]))
-        found.add(name, "higher", ([*values, None])[:2], len(places))
+        found.add(name, "higher", ([*values, None])[:2], [_group(held_out.questions[at]) for at in places])
 
 
 def groundedness(question: Question, rested: Rested) -> float:
@@ -376,11 +391,10 @@ def _wins(found: _Found, held_out: HeldOut, model: Measured, against: Measured |
     found.notes["win_rate"] = _of_judge(told, judge.name)
     if not scores:
         return
+    groups = [_group(each) for each, score in zip(held_out.questions, told.scores, strict=True) if score is not None]
     won = mean(scores)
-    found.metrics["win_rate"] = metric("win_rate", "higher", won, len(scores), found.seed)
-    found.comparisons["win_rate"] = comparison(
-        "win_rate", won, lambda weights: 1 - won(weights), len(scores), found.seed
-    )
+    found.metrics["win_rate"] = metric("win_rate", "higher", won, len(scores), found.seed, groups=groups)
+    found.compare("win_rate", won, lambda weights: 1 - won(weights), groups)
 
 
 def _of_judge(told: Judged, name: str) -> str:
@@ -393,7 +407,11 @@ def _of_judge(told: Judged, name: str) -> str:
 
 
 def _group(question: Question) -> str:
-    return question.sample.family or question.sample.document_id
+    return _family(question.sample)
+
+
+def _family(sample: InstructionSample) -> str:
+    return sample.family or sample.document_id
 
 
 # The whole
@@ -439,7 +457,7 @@ def evaluate(
         finally:
             model.close()
     elif other is not None:
-        strange = Others(f"answers of {other.name}", _as_texts(held_out, other.answers))
+        strange = _of_both(held_out, model_gave, other, seed)
     say("figures")
     found = figures(held_out, model_gave, other, others=strange, judge=judge, general=items, seed=seed)
     return Evaluation(
@@ -454,6 +472,20 @@ def evaluate(
         samples=_side_by_side(held_out, model_gave, other, seed),
         notes=found.notes,
     )
+
+
+def _of_both(held_out: HeldOut, model: Measured, other: Measured, seed: int) -> Others:
+    """Answers of both models to the same questions. A classifier that had learned from one of them alone would take
+    the other for the author by that much more."""
+    places = [
+        at
+        for at, both in enumerate(zip(model.answers, other.answers, strict=True))
+        if all(answer.strip() for answer in both)
+    ]
+    if len(places) > MOST // 2:
+        places = sorted(np.random.default_rng(seed).choice(places, MOST // 2, replace=False).tolist())
+    texts = [Text(each.answers[at], _group(held_out.questions[at])) for each in (model, other) for at in places]
+    return Others(f"answers of {model.name} and {other.name}", tuple(texts))
 
 
 def _as_texts(held_out: HeldOut, answers: Sequence[str]) -> tuple[Text, ...]:

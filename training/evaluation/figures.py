@@ -25,6 +25,8 @@ class UnreadableFigures(ValueError):
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
     """One figure of a model: its value, with the interval that holds it with 95 % confidence; over `n` samples.
 
+    `families`: how many document families the samples are of, None where it was not noted.
+
     `name`: `perplexity`, `bits_per_byte`, `style_author`, `style_sentence_length`, `style_vocabulary`,
     `style_punctuation`, `groundedness`, `correctness`, `win_rate` or `general`; `better`: which way is.
     """
@@ -35,16 +37,21 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     low: float
     high: float
     n: int
+    families: int | None = None
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """The model's figure minus that of the other, on the same samples, with the interval (95 %) of this difference."""
+    """The model's figure minus that of the other, on the same samples, with the interval (95 %) of this difference.
+
+    `families` as of a metric.
+    """
 
     name: str
     difference: float
     low: float
     high: float
     n: int
+    families: int | None = None
 
 
 class SideBySide(msgspec.Struct, frozen=True, kw_only=True):

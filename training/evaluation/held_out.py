@@ -20,8 +20,8 @@ from training.datasets.building import stratified
 from training.datasets.likeness import passages_of
 from training.datasets.samples import InstructionSample
 from training.evaluation.style import Text
-from training.inputs import UnusableInput
-from training.runs import RunRecord, read_record
+from training.inputs import UnusableInput, source_dataset
+from training.runs import RunRecord, read_record, run_of
 
 if TYPE_CHECKING:
     from training.datasets.store import Record
@@ -103,11 +103,17 @@ def version(reference: str, datasets: Path) -> tuple[Record, Path]:
 
 
 def trained_on(folder: Path) -> list[str]:
-    """The datasets that this run, and the runs that made its base, were trained on, last first; none for a bare model.
+    """The datasets that this run, the runs that made its base and that base itself were trained on, last first; none
+    where nobody noted any.
 
     Raises UnusableInput where one of the runs is gone, RunRefused where its record cannot be read.
     """
-    return list(dict.fromkeys(record.dataset for record in _chain(folder)))
+    records = list(_chain(folder))
+    if records:
+        first = records[-1].base_dataset or source_dataset(Path(records[-1].base_model))
+    else:
+        first = source_dataset(folder)
+    return list(dict.fromkeys([*(record.dataset for record in records), *([first] if first else [])]))
 
 
 def base_of(folder: Path) -> str | None:
@@ -118,24 +124,31 @@ def base_of(folder: Path) -> str | None:
 
 def _chain(folder: Path) -> Iterator[RunRecord]:
     """The record of the run that made the model, that of the run that made its base, and so on."""
-    place = folder.parent if folder.name == "model" else folder
-    record = read_record(place)
+    place = run_of(folder)
     for _ in range(LONGEST_CHAIN):
-        if record is None:
+        record = read_record(place) if place is not None else None
+        if place is None or record is None:
             return
         yield record
-        if record.base_run is None:
-            return
-        # A relative path may be of another working directory.
-        places = (Path(record.base_run), *(above / record.base_run for above in place.parents))
-        found = next((each for each in places if each != place and read_record(each) is not None), None)
-        if found is None:
-            raise UnusableInput(
-                f"the run {record.base_run}, which made the base of {place}, is not there any more, so nobody can tell "
-                "whether the model has seen the test: put it back"
-            )
-        place, record = found, read_record(found)
+        place = _run_before(place, record)
     raise UnusableInput(f"the runs before {folder} go round in a circle: their run.json name each other as base_run")
+
+
+def _run_before(place: Path, record: RunRecord) -> Path | None:
+    """The run that made the base of the run in `place`; None where no run did. Raises UnusableInput."""
+    # Of a run that was named by its `model/`, older records have the model alone.
+    named = record.base_run or record.base_model
+    # A relative path may be of another working directory, and a home may have moved as a whole.
+    places = [Path(named), *(above / named for above in place.parents)]
+    if record.base_run is not None:
+        places.append(place.parent / Path(named).name)
+    found = next((run for each in places if (run := run_of(each)) not in (None, place)), None)
+    if found is None and record.base_run is not None:
+        raise UnusableInput(
+            f"the run {record.base_run}, which made the base of {place}, is not there any more, so nobody can tell "
+            "whether the model has seen the test: put it back"
+        )
+    return found
 
 
 def refuse_seen(evaluated: tuple[Record, Path], trained: Sequence[tuple[Record, Path]]) -> None:

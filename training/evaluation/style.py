@@ -51,11 +51,13 @@ class Classified:
     """What a classifier of an author's texts said of texts whose document family it was not trained on.
 
     `right`: of every text that it was tried on, whether it was told right, weighted so that both sides count alike;
-    `author`: the probability that the author's own texts are his; `answers`: of each list of answers theirs.
+    `groups`: its family; `author`: the probability that the author's own texts are his, which come first; `answers`:
+    of each list of answers theirs.
     """
 
     right: Floats
     weights: Floats
+    groups: tuple[str, ...]
     author: Floats
     answers: tuple[Floats, ...]
 
@@ -93,7 +95,7 @@ def classified(
             into[at == fold] = judge(texts[at == fold])
     right = ((told > 0.5) == (labels == 1)).astype(float)
     weights = np.where(labels == 1, 0.5 / len(own), 0.5 / len(others))
-    return Classified(right, weights, told[: len(own)], tuple(said))
+    return Classified(right, weights, tuple(each.group for each in training), told[: len(own)], tuple(said))
 
 
 def _drawn(texts: Sequence[Text], seed: int) -> list[Text]:

@@ -154,7 +154,7 @@ def shown(version: ModelVersion, decision: Decision, stale: str | None) -> str:
             f"    {metric.name:<22} {metric.value:>10.4g}  {metric.low:.4g} to {metric.high:.4g}, n {metric.n}"
         )
     if stale is not None:
-        lines.append(f"  stale       document {stale}, which it is made from, was erased")
+        lines.append(f"  stale       document {stale}, which it rests on, was erased")
     lines.append(f"  gate        {'passes' if decision.passes else 'refuses'}")
     lines += [f"    {reason}" for reason in decision.reasons]
     lines += [f"    not judged: {reason}" for reason in decision.not_judged]
@@ -204,13 +204,14 @@ def approve_model(namespace: argparse.Namespace, settings: Settings) -> int:
 def reject_model(namespace: argparse.Namespace, settings: Settings) -> int:
     """`twin model reject`: 0 when noted, 1 when it cannot be, 2 for usage."""
     from corpus import warehouse
+    from training.release import deploying
 
     for name in ("by", "reason"):
         if not getattr(namespace, name).strip():
             return _told(f"--{name} is empty: say it", 2)
     with warehouse.connect(settings) as documents:
         registry = registry_of(settings, documents)
-        version = registry.reject(namespace.version, by=namespace.by, reason=namespace.reason)
+        version = deploying.reject(settings.home, registry, namespace.version, by=namespace.by, reason=namespace.reason)
     return _result(namespace, version, f"{version.id} is rejected")
 
 

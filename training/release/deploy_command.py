@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from corpus.settings import Settings
     from training.release.deploying import Deployment, Verdict
     from training.release.gate import CanaryRules, Rules
-    from training.release.registry import ModelVersion
+    from training.release.registry import ModelVersion, Registry
     from training.release.servers import Server
 
 DEPLOY = """\
@@ -92,18 +95,18 @@ def _deploy(namespace: argparse.Namespace, settings: Settings, rules: Rules) -> 
             return _tell_command(namespace, version, kind)
         if namespace.url is not None and not ADDRESS.fullmatch(namespace.url):
             return _told("--url is no address like http://host:port (what was given is not shown)", 2)
-        deploying.must_be_deployable(deploying.read(settings.home), version, namespace.share)
+        deploying.must_be_deployable(deploying.read(settings.home), registry.deployable(version.id), namespace.share)
         registry.must_be_servable(version)
+        put = partial(deploying.deploy, settings.home, partial(registry.deployable, version.id), share=namespace.share)
         if namespace.start:
             _say(f"starting a server of {version.id}")
-            server = deploying.serve(settings.home, version, wait=namespace.ready)
-            url, model = server.url, server.model
+            with deploying.kept_if_deployed(settings.home, version):
+                server = deploying.serve(settings.home, version, wait=namespace.ready)
+                deployment = put(url=server.url, model=server.model, now=datetime.now(UTC))
         else:
             url, model = namespace.url, namespace.model or kind.called(folder)
             servers.answer_one_token(url, model, key=servers.key_for(settings, url))
-        deployment = deploying.deploy(
-            settings.home, version, url=url, model=model, share=namespace.share, now=datetime.now(UTC)
-        )
+            deployment = put(url=url, model=model, now=datetime.now(UTC))
     if deployment.canary is None or deployment.canary.version != version.id:
         return _deployed(namespace, settings, f"{version.id} gives the answers")
     try:
@@ -118,20 +121,23 @@ def _deploy(namespace: argparse.Namespace, settings: Settings, rules: Rules) -> 
 
 
 def _follow(namespace: argparse.Namespace, settings: Settings, rules: Rules, version: ModelVersion) -> int:
-    """Wait for a verdict on the canary, and act on it."""
+    """Wait for a verdict on the canary, and act on it, by what the registry says of the version then."""
     import msgspec
 
     from training.release import deploying
 
+    allowed = _canary_rules(namespace, rules)
     verdict = deploying.follow(
-        lambda: deploying.compared(settings.home, deploying.app_status(settings), _canary_rules(namespace, rules)),
+        lambda: deploying.compared(settings.home, deploying.app_status(settings), allowed, of=version.id),
         wait=namespace.wait,
         say=_say,
     )
     for reason in verdict.reasons:
         _say(reason)
     if verdict.what == "take back":
-        deploying.take_back(settings.home)
+        deploying.take_back(settings.home, of=version.id)
+        with _registry(settings) as registry:
+            version = registry.version(version.id)
         if version.state == "champion":
             _say(f"it is still the champion by name: `twin model rollback --by NAME` takes {version.id} back there too")
         _deployed(namespace, settings, f"{version.id} is taken back", msgspec.to_builtins(verdict))
@@ -139,35 +145,51 @@ def _follow(namespace: argparse.Namespace, settings: Settings, rules: Rules, ver
     if verdict.what == "wait":
         told = f"{version.id} stays canary: `twin model deploy --status` tells how it does"
         return _deployed(namespace, settings, told, msgspec.to_builtins(verdict))
+    with _registry(settings) as registry:
+        version = registry.version(version.id)
+        if version.state == "champion":
+            deploying.promote(settings.home, partial(registry.deployable, version.id), now=datetime.now(UTC))
     if version.state != "champion":
         told = f"{version.id} does well as canary: `twin model approve {version.id} --by NAME`, then --promote"
         return _deployed(namespace, settings, told, msgspec.to_builtins(verdict))
-    deploying.promote(settings.home, version, now=datetime.now(UTC))
     return _deployed(namespace, settings, f"{version.id} gives the answers", msgspec.to_builtins(verdict))
 
 
 def _promote(namespace: argparse.Namespace, settings: Settings) -> int:
-    from corpus import warehouse
     from training.release import deploying
-    from training.release.commands import registry_of
 
     canary = deploying.read(settings.home).canary
     if canary is None:
         raise deploying.CannotDeploy("there is no canary: `twin model deploy VERSION` makes one")
+    with _registry(settings) as registry:
+        deploying.promote(settings.home, partial(registry.deployable, canary.version), now=datetime.now(UTC))
+    return _deployed(namespace, settings, f"{canary.version} gives the answers")
+
+
+@contextmanager
+def _registry(settings: Settings) -> Iterator[Registry]:
+    from corpus import warehouse
+    from training.release.commands import registry_of
+
     with warehouse.connect(settings) as documents:
-        version = registry_of(settings, documents).version(canary.version)
-    deploying.promote(settings.home, version, now=datetime.now(UTC))
-    return _deployed(namespace, settings, f"{version.id} gives the answers")
+        yield registry_of(settings, documents)
 
 
 def _deployment_status(namespace: argparse.Namespace, settings: Settings, rules: Rules) -> int:
     import msgspec
 
+    from corpus.warehouse import WarehouseUnavailable
     from training.release import deploying
 
     deployment = deploying.read(settings.home)
     told: dict[str, Any] = {}
+    states: dict[str, str] = {}
     verdict = None
+    try:
+        with _registry(settings) as registry:
+            states = {version.id: version.state for version in registry.versions()}
+    except WarehouseUnavailable as error:
+        _say(str(error))
     try:
         told = deploying.app_status(settings)
         if deployment.canary is not None:
@@ -179,15 +201,16 @@ def _deployment_status(namespace: argparse.Namespace, settings: Settings, rules:
             {
                 **_plain(deployment),
                 "models": told.get("models", {}),
+                "states": {name: states.get(name) for name in deploying.named(deployment)},
                 "verdict": msgspec.to_builtins(verdict) if verdict else None,
             }
         )
         return 0
-    sys.stdout.write(printable(_lines(deployment, told, verdict)) + "\n")
+    sys.stdout.write(printable(_lines(deployment, told, verdict, states)) + "\n")
     return 0
 
 
-def _lines(deployment: Deployment, told: dict[str, Any], verdict: Verdict | None) -> str:
+def _lines(deployment: Deployment, told: dict[str, Any], verdict: Verdict | None, states: dict[str, str]) -> str:
     from corpus.settings import without_password
     from training.release.deploying import counts_of
 
@@ -200,9 +223,10 @@ def _lines(deployment: Deployment, told: dict[str, Any], verdict: Verdict | None
         counts = counts_of(told, target.version)
         slow = "" if counts.p95 is None else f", 95 % within {counts.p95:.2f} s"
         share = f", {deployment.canary.share:.0%} of the answers" if target is deployment.canary else ""
+        state = states.get(target.version, "unknown")
         lines.append(
             f"{name:<9} {target.version:<10} {without_password(target.url)} since {target.since:%Y-%m-%d %H:%M}{share}"
-            f"  {counts.answers} answers, {counts.failed} failed{slow}"
+            f"  {counts.answers} answers, {counts.failed} failed{slow}  (by name {state})"
         )
     if verdict is not None:
         lines.append(f"{verdict.what}: {'; '.join(verdict.reasons)}")

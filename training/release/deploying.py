@@ -8,6 +8,7 @@ answered throughout.
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -32,6 +33,7 @@ DEPLOYMENT, BASELINE, LOCK = "deployment.json", "baseline", "deployment.lock"
 LOOK_SECONDS, APP_SECONDS = 2.0, 15.0
 # An answer that began a moment before the file was replaced may not have reached its server yet.
 GRACE_SECONDS = 1.0
+CHANGE_SECONDS = 30.0
 
 
 class CannotDeploy(RuntimeError):
@@ -96,16 +98,40 @@ def read(home: Path) -> Deployment:
 
 
 def _write(home: Path, deployment: Deployment) -> None:
-    content = msgspec.json.format(msgspec.json.encode(deployment))
-    replace_file(home / DEPLOYMENT, content, lasting=True)
+    # An address may hold a password, so that nobody else may read it at any moment.
+    beside = home / f"{DEPLOYMENT}.{os.getpid()}"
+    try:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(deployment)))
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(home / DEPLOYMENT)
+    finally:
+        beside.unlink(missing_ok=True)
+    directory = os.open(home, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 @contextmanager
 def _changing(home: Path) -> Iterator[Deployment]:
-    """What is deployed, which nobody else changes meanwhile."""
-    home.mkdir(parents=True, exist_ok=True)
+    """What is deployed, which nobody else changes meanwhile. Raises CannotDeploy where another does for long."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (home / LOCK).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        deadline = time.monotonic() + CHANGE_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise CannotDeploy(
+                        f"another command has been changing what is deployed in {home} for {CHANGE_SECONDS:g} s: "
+                        "let it end, then again"
+                    ) from error
+                time.sleep(0.05)
         yield read(home)
 
 
@@ -128,33 +154,48 @@ def must_be_deployable(deployment: Deployment, version: ModelVersion, share: flo
         )
 
 
-def deploy(home: Path, version: ModelVersion, *, url: str, model: str, share: float, now: datetime) -> Deployment:
+def deploy(
+    home: Path,
+    current: Callable[[], ModelVersion],
+    *,
+    url: str,
+    model: str,
+    share: float,
+    now: datetime,
+    seconds: float = servers.STOP_SECONDS,
+) -> Deployment:
     """Let this version, whose server answers at `url`, give `share` of the answers: all of them where no other does.
 
-    Of the one that gives them already the address is replaced. Raises CannotDeploy.
+    `current` tells what the version is at that moment, since it may have taken long to load. Of the one that gives all
+    answers already the address is replaced. The server of who is former no longer ends. Raises CannotDeploy, and what
+    `current` raises.
     """
-    with _changing(home) as deployment:
-        must_be_deployable(deployment, version, share)
-        if deployment.champion is not None and deployment.champion.version == version.id:
-            champion = msgspec.structs.replace(deployment.champion, url=url, model=model)
-            deployment = msgspec.structs.replace(deployment, champion=champion)
-        elif deployment.champion is None or share >= 1:
+    with _changing(home) as before:
+        version = current()
+        must_be_deployable(before, version, share)
+        if before.champion is not None and before.champion.version == version.id:
+            champion = msgspec.structs.replace(before.champion, url=url, model=model)
+            deployment = msgspec.structs.replace(before, champion=champion)
+        elif before.champion is None or share >= 1:
             champion = Target(version=version.id, url=url, model=model, since=now)
-            deployment = Deployment(champion=champion, former=deployment.champion or deployment.former)
+            deployment = Deployment(champion=champion, former=before.champion or before.former)
         else:
             canary = Canary(version=version.id, url=url, model=model, since=now, share=share)
-            deployment = msgspec.structs.replace(deployment, canary=canary)
+            deployment = msgspec.structs.replace(before, canary=canary)
         _write(home, deployment)
+    _stop_left(home, before, deployment, seconds)
     return deployment
 
 
-def promote(home: Path, version: ModelVersion, *, now: datetime) -> Deployment:
+def promote(
+    home: Path, current: Callable[[], ModelVersion], *, now: datetime, seconds: float = servers.STOP_SECONDS
+) -> Deployment:
     """Let the canary, which this version must be, give all answers; the champion until now becomes former.
 
-    Raises CannotDeploy.
+    `current` and the former's former as with `deploy`. Raises CannotDeploy, and what `current` raises.
     """
-    with _changing(home) as deployment:
-        canary = _canary(deployment)
+    with _changing(home) as before:
+        version, canary = current(), _canary(before)
         if canary.version != version.id:
             raise CannotDeploy(f"{canary.version} is the canary, not {version.id}: `twin model deploy --status`")
         if version.state != "champion":
@@ -163,33 +204,66 @@ def promote(home: Path, version: ModelVersion, *, now: datetime) -> Deployment:
                 f"`twin model approve {version.id} --by NAME`, then again"
             )
         champion = Target(version=canary.version, url=canary.url, model=canary.model, since=now)
-        deployment = Deployment(champion=champion, former=deployment.champion)
+        deployment = Deployment(champion=champion, former=before.champion)
         _write(home, deployment)
+    _stop_left(home, before, deployment, seconds)
     return deployment
 
 
-def take_back(home: Path, *, seconds: float = servers.STOP_SECONDS) -> Canary:
+def take_back(home: Path, *, of: str | None = None, seconds: float = servers.STOP_SECONDS) -> Canary:
     """Let the champion give all answers again, then end the canary's server if this home started it; the canary.
 
-    Raises CannotDeploy.
+    `of`: the version that it must be. Raises CannotDeploy.
     """
     with _changing(home) as deployment:
-        canary = _canary(deployment)
+        canary = _canary(deployment, of)
         _write(home, msgspec.structs.replace(deployment, canary=None))
     _stop(home, canary.version, seconds)
     return canary
 
 
-def _canary(deployment: Deployment) -> Canary:
+def reject(home: Path, registry: Registry, id: str, *, by: str, reason: str) -> ModelVersion:
+    """Note that a version is not to be used. Raises CannotDeploy for one that answers, UnknownModel, NotReleased."""
+    with _changing(home) as deployment:
+        version = registry.version(id)
+        if deployment.canary is not None and deployment.canary.version == version.id:
+            raise CannotDeploy(
+                f"{version.id} is the canary and answers: `twin model deploy --rollback` takes it back, then reject it"
+            )
+        # The champion by name is refused by the registry, which says how it goes.
+        deployed = deployment.champion is not None and deployment.champion.version == version.id
+        if deployed and version.state != "champion":
+            raise CannotDeploy(
+                f"{version.id} gives the answers: deploy another first (`twin model deploy champion`), then reject it"
+            )
+        return registry.reject(version.id, by=by, reason=reason)
+
+
+def _canary(deployment: Deployment, of: str | None = None) -> Canary:
     if deployment.canary is None:
         raise CannotDeploy("there is no canary: `twin model deploy VERSION` makes one")
+    if of is not None and deployment.canary.version != of:
+        raise CannotDeploy(f"{deployment.canary.version} is the canary by now, not {of}: `twin model deploy --status`")
     return deployment.canary
+
+
+def named(deployment: Deployment) -> set[str]:
+    """The versions that are deployed, or were last."""
+    targets = (deployment.champion, deployment.canary, deployment.former)
+    return {target.version for target in targets if target is not None}
+
+
+def _stop_left(home: Path, before: Deployment, deployment: Deployment, seconds: float) -> None:
+    """End the servers of those that are deployed no longer, and that nobody goes back to."""
+    for version in sorted(named(before) - named(deployment)):
+        _stop(home, version, seconds)
 
 
 def _stop(home: Path, version: str, seconds: float) -> None:
     server = servers.served(home, version)
-    if server is not None and servers.runs(server):
-        time.sleep(GRACE_SECONDS)
+    if server is not None:
+        if servers.runs(server):
+            time.sleep(GRACE_SECONDS)
         servers.stop(server, seconds=seconds)
 
 
@@ -217,6 +291,20 @@ def serve(
         servers.stop(server, seconds=1.0)
         raise
     return server
+
+
+@contextmanager
+def kept_if_deployed(home: Path, version: ModelVersion) -> Iterator[None]:
+    """Where what is done within fails, a server of this version that did not run before is ended."""
+    before = servers.served(home, version.id)
+    ran = before is not None and servers.runs(before)
+    try:
+        yield
+    except BaseException:
+        server = servers.served(home, version.id)
+        if server is not None and not ran:
+            servers.stop(server, seconds=1.0)
+        raise
 
 
 def resume(home: Path, *, wait: float, say: Callable[[str], None]) -> list[str]:
@@ -257,14 +345,27 @@ def rollback(
     at an address. Done again after a crash it ends the same. Raises NotReleased, CannotDeploy, ServerFailed.
     """
     former = registry.may_restore(override)
-    with _changing(home) as deployment:
-        if deployment.champion is not None:
-            target = _ready(home, former, deployment, now, wait, key)
-            _write(home, Deployment(champion=target))
-    restored, withdrawn = registry.rollback(by=by, reason=reason, override=override)
-    for version in {each.version for each in (deployment.champion, deployment.canary) if each is not None}:
-        if version != restored.id:
-            _stop(home, version, seconds)
+    deployment = read(home)
+    # A server may take minutes to load; nobody waits for the lock meanwhile.
+    target = _ready(home, former, deployment, now, wait, key) if deployment.champion is not None else None
+    with _changing(home) as before:
+        if before != deployment:
+            raise CannotDeploy(
+                "somebody changed what is deployed meanwhile: look (`twin model deploy --status`), then again"
+            )
+        after = before if target is None else Deployment(champion=target)
+
+        def write() -> None:
+            if target is not None:
+                _write(home, after)
+
+        restored, withdrawn = registry.rollback(
+            by=by, reason=reason, override=override, expected=former.id, first=write
+        )
+    # Also those that a rollback which was broken off left running.
+    rejected = {version.id for version in registry.versions() if version.state == "rejected"}
+    for version in sorted((named(before) | rejected) - named(after) - {restored.id}):
+        _stop(home, version, seconds)
     return restored, withdrawn
 
 
@@ -351,10 +452,11 @@ def note_baseline(home: Path, told: Mapping[str, Any]) -> None:
     replace_file(home / DIRECTORY / BASELINE, msgspec.json.encode(counts))
 
 
-def compared(home: Path, told: Mapping[str, Any], rules: CanaryRules) -> Verdict:
-    """What speaks for or against the canary by what the app tells. Raises CannotDeploy."""
+def compared(home: Path, told: Mapping[str, Any], rules: CanaryRules, *, of: str | None = None) -> Verdict:
+    """What speaks for or against the canary by what the app tells. `of`: the version that it must be. Raises
+    CannotDeploy."""
     deployment = read(home)
-    canary = _canary(deployment)
+    canary = _canary(deployment, of)
     before: dict[str, Counts] = {}
     with suppress(OSError, msgspec.DecodeError):
         before = msgspec.json.decode((home / DIRECTORY / BASELINE).read_bytes(), type=dict[str, Counts])
@@ -371,10 +473,16 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Verdict:
-    """Look again and again until there is a verdict, or `wait` seconds have passed; the last one."""
+    """Look again and again until there is a verdict, or `wait` seconds have passed; the last one.
+
+    An app that is away is no verdict: it is said, and asked again.
+    """
     deadline, told = clock() + wait, ""
     while True:
-        verdict = ask()
+        try:
+            verdict = ask()
+        except AppUnavailable as error:
+            verdict = Verdict(what="wait", reasons=(str(error),))
         if verdict.reasons and verdict.reasons[0] != told:
             told = verdict.reasons[0]
             say(told)

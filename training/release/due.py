@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     `champion`: its id; `measured`: the version since whose datasets is counted, the champion or a later one that has
     been trained since; `waiting`: that one, if nobody has decided about it; `documents`: how many there are; `new`,
-    `changed`, `gone`: since then; `feedback`: lines since then; `stale`: why the champion may not be kept.
+    `changed`, `gone`: since then; `feedback`: lines since then; `stale`: why the champion may not be kept, `free`: a
+    later candidate that need not go for that; `drift`: the last report, `built_at`: when the newest dataset of
+    `measured` was, which has seen what drifted before.
     """
 
     champion: str | None
@@ -48,7 +50,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     gone: int = 0
     feedback: int = 0
     stale: str | None = None
+    free: str | None = None
     drift: Drift | None = None
+    built_at: datetime | None = None
 
 
 class Due(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,14 +91,17 @@ def due(facts: Facts, rules: DueRules) -> Due:
             f"{facts.feedback} lines of feedback since then (due from {rules.feedback} on)",
         )
     if facts.champion is not None:
-        say(facts.stale is not None, facts.stale or f"nothing that {facts.champion} was made from has been erased")
+        told = facts.stale or f"nothing that {facts.champion} rests on has been erased"
+        told += f"; {facts.free} does not rest on it and awaits a decision" if facts.stale and facts.free else ""
+        say(facts.stale is not None and facts.free is None, told)
     if facts.drift is None:
         not_due.append("nobody reports on drift")
     else:
+        seen = facts.drift.drift and facts.built_at is not None and _utc(facts.drift.at) <= _utc(facts.built_at)
         why = f" ({facts.drift.reason})" if facts.drift.reason else ""
-        say(
-            facts.drift.drift, f"{'drift' if facts.drift.drift else 'no drift'} at {facts.drift.at:%Y-%m-%d %H:%M}{why}"
-        )
+        why += f", before the dataset of {facts.measured} was built" if seen else ""
+        told = f"{'drift' if facts.drift.drift else 'no drift'} at {facts.drift.at:%Y-%m-%d %H:%M}{why}"
+        say(facts.drift.drift and not seen, told)
     return Due(due=bool(reasons), reasons=tuple(reasons), not_due=tuple(not_due))
 
 
@@ -114,11 +121,14 @@ def facts(home: Path, registry: Registry, warehouse: Warehouse, history: History
         drift=_drift(home),
     )
     if champion is not None and (found := registry.stale(champion)) is not None:
-        told = f"{champion.id} was made from document {found[0]}, which was erased on {found[1].erased_at:%Y-%m-%d}"
-        known = msgspec.structs.replace(known, stale=told)
+        told = f"{champion.id} rests on document {found[0]}, which was erased on {found[1].erased_at:%Y-%m-%d}"
+        later = (each for each in versions if each.number > champion.number and each.state == "candidate")
+        free = next((each.id for each in later if registry.stale(each) is None), None)
+        known = msgspec.structs.replace(known, stale=told, free=free)
     if measured is None:
         return known
     records = [record for id in measured.datasets for record in warehouse.built("datasets", id)]
+    built_at = max((record["created_at"] for record in records), default=None)
     before = _before(history, records)
     now = {id: row.content_hash for id, row in held.items()}
     before = now if before is None else before
@@ -127,8 +137,13 @@ def facts(home: Path, registry: Registry, warehouse: Warehouse, history: History
         new=len(set(now) - set(before)),
         changed=sum(now[id] != before[id] for id in set(now) & set(before)),
         gone=len(set(before) - set(now)),
-        feedback=_since(warehouse.feedback(), max((record["created_at"] for record in records), default=None)),
+        feedback=_since(warehouse.feedback(), built_at),
+        built_at=built_at,
     )
+
+
+def _utc(at: datetime) -> datetime:
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
 
 
 def _measured(versions: Sequence[ModelVersion], champion: ModelVersion | None) -> ModelVersion | None:

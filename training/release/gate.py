@@ -8,6 +8,7 @@ them; non-inferiority by a margin as in clinical trials (Piaggio et al., CONSORT
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -54,11 +55,13 @@ class DueRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Every rule; `figures`: by the names of the figures."""
+    """Every rule; `figures`: by the names of the figures; `source`: the file that they are of, with a digest of them
+    all, which `load_rules` alone sets."""
 
     figures: Annotated[dict[str, Rule], msgspec.Meta(min_length=1)]
     canary: CanaryRules = msgspec.field(default_factory=CanaryRules)
     due: DueRules = msgspec.field(default_factory=DueRules)
+    source: str = "no file"
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +87,8 @@ def load_rules(path: Path | None = None) -> Rules:
         raise InvalidRules(f"{path} is not YAML: {told[:200]}") from error
     if not isinstance(values, dict):
         raise InvalidRules(f"{path}: rules are sections, such as `figures:`; {RULES.name} of the program has them all")
+    if "source" in values:
+        raise InvalidRules(f"{path}: `source` is no section: leave it out")
     if "figures" not in values and path != RULES:
         values = {"figures": msgspec.to_builtins(load_rules().figures), **values}
     try:
@@ -92,7 +97,10 @@ def load_rules(path: Path | None = None) -> Rules:
         raise InvalidRules(f"{path}: {error}") from error
     for name, rule in rules.figures.items():
         _check(path, name, rule)
-    return rules
+    # Of what counts, which where sections are left out is not all in the file.
+    digest = hashlib.sha256(msgspec.json.encode(rules)).hexdigest()
+    named = "the program" if path == RULES else str(path)
+    return msgspec.structs.replace(rules, source=f"{named} (SHA-256 {digest[:12]})")
 
 
 def _check(path: Path, name: str, rule: Rule) -> None:
@@ -112,13 +120,23 @@ FIGURES = (
 )
 
 
-def judge(evaluation: Evaluation, rules: Rules) -> Decision:
-    """Hold the figures against the rules. Where no rule could be judged the model does not pass."""
+def judge(evaluation: Evaluation, rules: Rules, *, available: int | None = None) -> Decision:
+    """Hold the figures against the rules. Where no rule could be judged the model does not pass.
+
+    `available`: how many samples there were to evaluate on, None where nobody knows. A figure on too few refuses unless
+    there are no more, so that asking few questions switches no rule off.
+    """
     reasons: list[str] = []
     not_judged: list[str] = []
     passes, judged = True, 0
     for name, rule in rules.figures.items():
         found = _found(evaluation, name, rule)
+        if isinstance(found, TooFew):
+            scarce = not rule.required and available is not None and available < rule.samples
+            passes = passes and scarce
+            what = f", and the dataset has {available}" if scarce else ": evaluate on more (`--questions`)"
+            (not_judged if scarce else reasons).append(f"{name}: {found}{what}")
+            continue
         if isinstance(found, str):
             passes = passes and not rule.required
             (reasons if rule.required else not_judged).append(f"{name}: {found}")
@@ -133,6 +151,10 @@ def judge(evaluation: Evaluation, rules: Rules) -> Decision:
     return Decision(passes=passes, reasons=tuple(reasons), not_judged=tuple(not_judged))
 
 
+class TooFew(str):
+    """How many samples there are of how many."""
+
+
 def _found(evaluation: Evaluation, name: str, rule: Rule) -> tuple[bool, str] | str:
     """Whether a rule is kept, and in words; or why it cannot be judged."""
     metric, comparison = evaluation.metrics.get(name), evaluation.comparisons.get(name)
@@ -142,7 +164,7 @@ def _found(evaluation: Evaluation, name: str, rule: Rule) -> tuple[bool, str] | 
         missing = "not measured" if metric is None else f"not compared with {evaluation.against or 'another model'}"
         return missing if why is None else f"{missing} ({why.removeprefix('not measured: ')})"
     if figure.n < rule.samples:
-        return f"{figure.n} samples are too few to judge, {rule.samples} are needed"
+        return TooFew(f"{figure.n} samples are too few to judge, {rule.samples} are needed")
     point = figure.value if isinstance(figure, Metric) else figure.difference
     if not all(map(math.isfinite, (figure.low, point, figure.high))) or not figure.low <= figure.high:
         return f"no interval ({figure.low} to {figure.high})"

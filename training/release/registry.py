@@ -7,6 +7,7 @@ MLflow's registry and its aliases `candidate` and `champion` are told, and told 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
+from corpus.warehouse import AlreadyBuilt, BuiltMeanwhile
 from training.evaluation.figures import (
     DIGITS,
     Comparison,
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 State = Literal["candidate", "champion", "former", "rejected"]
 LOCK = "registry.lock"
 RUNS_IN_A_CHAIN = 20
+# What a server reads beside the weights: the tokenizer, its chat template, how it writes.
+SERVED = ("*.json", "*.jinja", "chat_template*", "*.model", "*.txt", "*.tiktoken")
+MADE_CHAMPION = ("approved", "overridden", "restored")
 
 
 class UnknownModel(LookupError):
@@ -53,7 +58,9 @@ class Records(Protocol):
 
     def built(self, kind: BuiltKind, id: str | None = None) -> list[dict[str, Any]]: ...
 
-    def record_built(self, kind: BuiltKind, record: Mapping[str, Any]) -> None: ...
+    def add_built(self, kind: BuiltKind, record: Mapping[str, Any]) -> None: ...
+
+    def replace_built(self, kind: BuiltKind, record: Mapping[str, Any], *, decisions: int) -> None: ...
 
     def erasures(self, condition: Mapping[str, Any]) -> list[Erasure]: ...
 
@@ -63,12 +70,18 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True):
 
     at: datetime
     by: str
-    what: Literal["registered", "approved", "overridden", "succeeded", "rejected", "rolled back", "restored"]
+    what: Literal[
+        "registered", "evaluated", "approved", "overridden", "succeeded", "rejected", "rolled back", "restored"
+    ]
     reasons: tuple[str, ...] = ()
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """An evaluation without its texts, which would outlive the documents that they are of."""
+    """An evaluation without its texts, which would outlive the documents that they are of.
+
+    `document_ids`: of its dataset where the model was not made of that, read at `read_at`; `available`: how many
+    samples its dataset has to evaluate on, None where that is not known.
+    """
 
     model: str
     against: str | None
@@ -79,6 +92,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, Metric]
     comparisons: dict[str, Comparison]
     notes: dict[str, str]
+    document_ids: tuple[str, ...] = ()
+    read_at: datetime | None = None
+    available: int | None = None
 
 
 class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +102,8 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
 
     `folder`: the model's, `run`: that of the run that made it; `datasets`: its own and those of the runs before it, the
     newest first, `document_ids`: of all of them, `read_at`: when the first of them was read; `bases`: SHA-256 of the
-    weights that the runs began with, as far as they are on this machine; `weights`: of its own.
+    weights that the runs began with, as far as they are known; `weights`: of its own, `served`: of the other files that
+    its server reads ("" where that was not noted).
     """
 
     id: str
@@ -107,6 +124,7 @@ class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     weights: str
     bases: tuple[str, ...]
     evaluation: Summary
+    served: str = ""
     state: State = "candidate"
     decisions: tuple[Decided, ...] = ()
 
@@ -151,15 +169,31 @@ class Registry:
     def champion(self) -> ModelVersion | None:
         return _champion(self.versions())
 
-    def stale(self, version: ModelVersion) -> tuple[str, Erasure] | None:
-        """A document that this version was made from and that was erased since, and the erasure; None if none was."""
-        of = set(version.document_ids)
+    def stale(self, version: ModelVersion, *, after: datetime | None = None) -> tuple[str, Erasure] | None:
+        """A document that this version was made from or evaluated on and that was erased since (and since `after`), and
+        the erasure; None if none was."""
+        summary = version.evaluation
+        read = [(version.read_at, set(version.document_ids))]
+        if summary.read_at is not None:
+            read.append((summary.read_at, set(summary.document_ids)))
         for erasure in self._warehouse.erasures({}):
-            if erasure.erased_at >= version.read_at:
-                for id in erasure.document_ids:
-                    if id in of:
-                        return id, erasure
+            if after is not None and erasure.erased_at <= after:
+                continue
+            for read_at, of in read:
+                id = next((id for id in erasure.document_ids if id in of), None)
+                if id is not None and erasure.erased_at >= read_at:
+                    return id, erasure
         return None
+
+    def deployable(self, id: str) -> ModelVersion:
+        """The version that the id means, unless a document that it rests on was erased, and nobody has decided since
+        then, with a reason, that it may be used all the same. Raises UnknownModel, NotReleased."""
+        version = self.version(id)
+        stale = self._told_stale(version, after=_overridden_at(version))
+        if stale:
+            told = "" if version.state == "champion" else f", or `twin model approve {version.id} --override REASON`"
+            raise NotReleased(f"{version.id} is not deployed: {stale[0]}{told}")
+        return version
 
     def judged(self, version: ModelVersion, rules: Rules) -> Decision:
         """What the gate says of this version now, held against the present champion, or its base where there is none.
@@ -188,18 +222,21 @@ class Registry:
                 f"run `twin evaluate {run}`"
             )
         datasets = [self._dataset(id) for id in dict.fromkeys(each.dataset for _, each in chain)]
-        summary = msgspec.convert(msgspec.to_builtins(evaluation, builtin_types=(datetime,)), Summary)
+        summary = self._summary(evaluation, record.generation, made_of=[str(each["_id"]) for each in datasets])
+        served = served_digest(folder)
+        told = Decided(at=self._now(), by="", what="evaluated", reasons=tuple(_told_evaluation(summary)))
         with self._locked():
-            versions = self.versions()
-            known = next((version for version in versions if version.weights == weights), None)
+            known = self._known(weights, served)
             if known is not None:
-                version = msgspec.structs.replace(known, evaluation=summary)
+                version = msgspec.structs.replace(known, evaluation=summary, served=served)
+                if version != known:
+                    version = msgspec.structs.replace(version, decisions=(*known.decisions, told))
+                    self._replace(version, known)
             else:
-                number = max((version.number for version in versions), default=0) + 1
                 version = ModelVersion(
-                    id=f"{MODEL}-{number}",
+                    id="",
                     name=MODEL,
-                    number=number,
+                    number=0,
                     folder=str(folder),
                     run=str(run),
                     base_model=record.base_model,
@@ -213,11 +250,12 @@ class Registry:
                     created_at=self._now(),
                     code_revision=record.code_revision,
                     weights=weights,
+                    served=served,
                     bases=tuple(_bases(chain)),
                     evaluation=summary,
-                    decisions=(Decided(at=self._now(), by="", what="registered"),),
+                    decisions=(Decided(at=self._now(), by="", what="registered"), told),
                 )
-            self._write(version)
+                version = self._added(version)
         self.tell()
         return version
 
@@ -241,7 +279,8 @@ class Registry:
                     f"{version.id} is not approved:\n  {told}\nTo approve it all the same: --override REASON"
                 )
             now = self._now()
-            reasons = (*decision.reasons, *decision.not_judged, *self._told_stale(version))
+            by_rules = f"by the rules of {rules.source}"
+            reasons = (*decision.reasons, *decision.not_judged, *self._told_stale(version), by_rules)
             if against:
                 decided = Decided(at=now, by=by, what="overridden", reasons=(f"because {override}", *reasons))
             else:
@@ -281,15 +320,28 @@ class Registry:
         return former
 
     def rollback(
-        self, *, by: str, reason: str, override: str | None = None
+        self,
+        *,
+        by: str,
+        reason: str,
+        override: str | None = None,
+        expected: str | None = None,
+        first: Callable[[], None] = lambda: None,
     ) -> tuple[ModelVersion, ModelVersion | None]:
         """Make the former champion champion again; it, and the version that was taken back, which is rejected.
 
-        Raises NotReleased.
+        `expected`: which version that must be; `first` is done once it is sure that nothing stands in the way. Raises
+        NotReleased.
         """
         with self._locked():
             self._settle()
             former, champion, now = self.may_restore(override), self.champion(), self._now()
+            if expected is not None and former.id != expected:
+                raise NotReleased(
+                    f"{expected} was to be restored, and meanwhile somebody decided that {former.id} is the former "
+                    "champion: look (`twin model list`), then again"
+                )
+            first()
             # Taken back first: after a crash between the two, the same command restores the same version.
             if champion is not None:
                 decided = Decided(at=now, by=by, what="rolled back", reasons=(reason,))
@@ -323,6 +375,11 @@ class Registry:
                 f"the weights in {version.folder} are not those that were registered as {version.id}: "
                 "register what is there (`twin model register`)"
             )
+        if version.served and served_digest(model_folder(Path(version.folder))) != version.served:
+            raise NotReleased(
+                f"the configuration, the tokenizer or the chat template in {version.folder} is not what was registered "
+                f"as {version.id}: put it back, or evaluate and register what is there (`twin model register`)"
+            )
         live = self._live()
         if live is not None and live != version.generation:
             raise NotReleased(
@@ -330,15 +387,35 @@ class Registry:
                 "dataset of that (`twin dataset build`), or promote its generation (`twin reindex promote`)"
             )
 
-    def _told_stale(self, version: ModelVersion) -> list[str]:
-        found = self.stale(version)
+    def _told_stale(self, version: ModelVersion, *, after: datetime | None = None) -> list[str]:
+        found = self.stale(version, after=after)
         if found is None:
             return []
         id, erasure = found
+        rests, what = "it rests", "train again"
+        if id not in version.document_ids:
+            rests, what = "its evaluation rests", "evaluate it again"
         return [
-            f"it rests on document {id}, which was erased for good on {erasure.erased_at:%Y-%m-%d} "
-            f"(erasure {erasure.id}): train again on a dataset built since"
+            f"{rests} on document {id}, which was erased for good on {erasure.erased_at:%Y-%m-%d} "
+            f"(erasure {erasure.id}): {what} on a dataset built since"
         ]
+
+    def _summary(self, evaluation: Evaluation, generation: str, made_of: Sequence[str]) -> Summary:
+        """The evaluation without its texts, with what is known of its dataset. Raises CannotRegister."""
+        dataset = self._dataset(evaluation.dataset)
+        for of in (evaluation.generation, str(dataset.get("generation", generation))):
+            if of != generation:
+                raise CannotRegister(
+                    f"the model was made of generation {generation}, and its evaluation is on dataset "
+                    f"{evaluation.dataset} of generation {of}: `twin evaluate` with --dataset of that generation"
+                )
+        summary = msgspec.convert(msgspec.to_builtins(evaluation, builtin_types=(datetime,)), Summary)
+        summary = msgspec.structs.replace(summary, available=dataset.get("splits", {}).get("test"))
+        if evaluation.dataset in made_of:
+            return summary
+        return msgspec.structs.replace(
+            summary, document_ids=tuple(sorted(dataset["document_ids"])), read_at=dataset["created_at"]
+        )
 
     def _dataset(self, id: str) -> dict[str, Any]:
         found = self._warehouse.built("datasets", id)
@@ -360,19 +437,39 @@ class Registry:
                 told = Decided(at=self._now(), by="", what="succeeded", reasons=(champion.id,))
                 self._moved(version, "former", told)
 
+    def _known(self, weights: str, served: str) -> ModelVersion | None:
+        found = (version for version in self.versions() if version.weights == weights)
+        return next((version for version in found if version.served in ("", served)), None)
+
+    def _added(self, version: ModelVersion) -> ModelVersion:
+        """The version under the first number that is free; another home may take one at the same moment."""
+        while True:
+            number = max((each.number for each in self.versions()), default=0) + 1
+            numbered = msgspec.structs.replace(version, id=f"{MODEL}-{number}", number=number)
+            try:
+                self._warehouse.add_built("models", _plain(numbered))
+            except AlreadyBuilt:
+                continue
+            return numbered
+
     def _moved(self, version: ModelVersion, state: State, decided: Decided) -> ModelVersion:
         moved = msgspec.structs.replace(version, state=state, decisions=(*version.decisions, decided))
-        self._write(moved)
+        self._replace(moved, version)
         return moved
 
-    def _write(self, version: ModelVersion) -> None:
-        plain: dict[str, Any] = msgspec.to_builtins(version, builtin_types=(datetime,))
-        self._warehouse.record_built("models", {**plain, "_id": version.id})
+    def _replace(self, version: ModelVersion, before: ModelVersion) -> None:
+        try:
+            self._warehouse.replace_built("models", _plain(version), decisions=len(before.decisions))
+        except BuiltMeanwhile as error:
+            raise NotReleased(
+                f"somebody decided about {version.id} at this very moment: look (`twin model show {version.id}`), "
+                "then again"
+            ) from error
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """One at a time decides in this home."""
-        self._home.mkdir(parents=True, exist_ok=True)
+        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self._home / LOCK).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -385,7 +482,7 @@ def named(versions: Sequence[ModelVersion]) -> Iterator[Named]:
     newest = max(candidates, key=lambda version: version.number, default=None)
     for version in sorted(versions, key=lambda version: version.number):
         aliases = [alias for alias, held in (("candidate", newest), ("champion", champion)) if held is version]
-        told = version.decisions[-1] if version.decisions else None
+        told = next((each for each in reversed(version.decisions) if each.what != "evaluated"), None)
         yield Named(
             id=version.id,
             folder=version.folder,
@@ -403,7 +500,21 @@ def named(versions: Sequence[ModelVersion]) -> Iterator[Named]:
 
 def _champion(versions: Sequence[ModelVersion]) -> ModelVersion | None:
     found = [version for version in versions if version.state == "champion"]
-    return max(found, key=lambda version: version.decisions[-1].at, default=None)
+    return max(found, key=_champion_at, default=None)
+
+
+def _champion_at(version: ModelVersion) -> datetime:
+    return max((each.at for each in version.decisions if each.what in MADE_CHAMPION), default=version.created_at)
+
+
+def _overridden_at(version: ModelVersion) -> datetime | None:
+    """When somebody last said, with a reason, that this version is used although something stands against it."""
+    overridden = [
+        each.at
+        for each in version.decisions
+        if each.what in MADE_CHAMPION and any(reason.startswith("because ") for reason in each.reasons)
+    ]
+    return max(overridden, default=None)
 
 
 def _judged(version: ModelVersion, champion: ModelVersion | None, rules: Rules) -> Decision:
@@ -428,7 +539,24 @@ def _judged(version: ModelVersion, champion: ModelVersion | None, rules: Rules) 
         comparisons=comparisons,
         notes=notes,
     )
-    return judge(evaluation, rules)
+    return judge(evaluation, rules, available=summary.available)
+
+
+def _told_evaluation(summary: Summary) -> Iterator[str]:
+    against = summary.against or "nothing"
+    yield f"on dataset {summary.dataset}, against {against}, at {summary.created_at:%Y-%m-%d %H:%M}"
+    for each in summary.comparisons.values():
+        yield f"{each.name}: difference {each.difference:+.3g} ({each.low:+.3g} to {each.high:+.3g}), n {each.n}"
+
+
+def served_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of the files beside the weights that a server reads."""
+    files = {path for pattern in SERVED for path in folder.glob(pattern) if path.is_file()}
+    total = hashlib.sha256()
+    for path in sorted(files):
+        content = path.read_bytes()
+        total.update(f"{path.name}\0{len(content)}\0".encode() + content)
+    return total.hexdigest()
 
 
 def _succeeded_at(version: ModelVersion) -> datetime:
@@ -460,16 +588,25 @@ def _base_run(run: Path, named: str) -> Path:
 
 
 def _bases(chain: Sequence[tuple[Path, RunRecord]]) -> Iterator[str]:
-    """Weights that the runs began with."""
+    """Weights that the runs began with, as they noted; of runs that noted none, what lies there now."""
     from training.inputs import UnusableInput
     from training.inputs import model_folder as found
 
     for run, record in chain:
+        noted: str | None = getattr(record, "base_weights", None)
+        if noted is not None:
+            yield noted
+            continue
         try:
             name = record.base_model if record.base_run is None else str(_base_run(run, record.base_run))
             yield weights_digest(found(name))
         except (UnusableInput, UnreadableFigures):
             continue
+
+
+def _plain(version: ModelVersion) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(version, builtin_types=(datetime,))
+    return {**plain, "_id": version.id}
 
 
 def _from_plain(plain: Mapping[str, Any]) -> ModelVersion:

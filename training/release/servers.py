@@ -6,6 +6,7 @@ machine; what it is and which process is noted in `serving/<version>.json`, and 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -32,6 +33,8 @@ LOOPBACK = "127.0.0.1"
 STOP_SECONDS = 60.0
 LOOK_SECONDS, ANSWER_SECONDS = 0.5, 120.0
 TGI_IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.5"
+# By this the processes of a server are known whose first one has ended; its settings, and ours are not its business.
+MARK, OURS = "LLM_TWIN_SERVER_LOG", "TWIN_"
 PROCESSES, BOOT = Path("/proc"), Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -106,7 +109,8 @@ def start(home: Path, version: str, command: tuple[str, ...], *, model: str, por
     for directory in (log.parent, cache / "hub"):
         directory.mkdir(parents=True, exist_ok=True)
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith(OURS)},
+        MARK: str(log),
         # It serves what is on this machine, and tells nobody.
         "HF_HOME": str(cache),
         "HF_HUB_OFFLINE": "1",
@@ -165,16 +169,39 @@ def runs(server: Served) -> bool:
 
 
 def stop(server: Served, *, seconds: float = STOP_SECONDS) -> bool:
-    """End a server that this home started, after the answers under way; whether it ran."""
-    if not runs(server):
-        return False
+    """End a server that this home started, after the answers under way, and all that it started; whether it ran."""
+    found = False
     for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, 10.0)):
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, number)
         deadline = time.monotonic() + patience
-        while runs(server) and time.monotonic() < deadline:
+        asked = False
+        while there := _processes(server):
+            if not asked or number == signal.SIGKILL:
+                for pid in there:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
+            found = asked = True
+            if time.monotonic() >= deadline:
+                break
             time.sleep(0.05)
-    return True
+    return found
+
+
+def _processes(server: Served) -> list[int]:
+    """The processes of a server's session. Where the first has ended, those of this machine that bear its mark: its id
+    may be another's by now."""
+    leads = runs(server)
+    boot = BOOT.read_text().strip() if BOOT.exists() else ""
+    if not leads and (not server.started.startswith(f"{boot} ") or _started(server.pid) is not None):
+        return []
+    mark = f"{MARK}={server.log}".encode()
+    found = []
+    for path in PROCESSES.glob("[0-9]*"):
+        with suppress(OSError, ValueError, IndexError):
+            state, _, _, session, *_ = (path / "stat").read_text().rpartition(")")[2].split()
+            ours = leads or mark in (path / "environ").read_bytes().split(b"\0")
+            if state not in "ZX" and int(session) == server.pid and ours:
+                found.append(int(path.name))
+    return found
 
 
 def stop_servers(home: Path, *, seconds: float = STOP_SECONDS) -> list[str]:
@@ -198,14 +225,25 @@ def answer_one_token(url: str, model: str, *, key: str | None = None, seconds: f
         headers["Authorization"] = f"Bearer {key}"
     shown = without_password(url)
     question = {"role": "user", "content": "Hello"}
-    try:
+
+    async def ask() -> httpx2.Response:
         # A proxy of the environment is not for this machine.
-        with httpx2.Client(timeout=httpx2.Timeout(seconds, connect=5.0), trust_env=not _is_here(address)) as client:
-            answer = client.post(
+        timeout = httpx2.Timeout(seconds, connect=5.0)
+        async with (
+            # Those of the client are for each read: a server that sends a byte now and then would never be over.
+            asyncio.timeout(seconds),
+            httpx2.AsyncClient(timeout=timeout, trust_env=not _is_here(address)) as client,
+        ):
+            return await client.post(
                 f"{address.rstrip('/')}/v1/chat/completions",
                 json={"model": model, "messages": [question], "max_tokens": 1},
                 headers=headers,
             )
+
+    try:
+        answer = asyncio.run(ask())
+    except TimeoutError as error:
+        raise ServerFailed(f"the server at {shown} does not answer within {seconds:g} s") from error
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         raise ServerFailed(f"the server at {shown} does not answer ({type(error).__name__})") from error
     if answer.status_code != 200:

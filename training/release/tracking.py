@@ -34,7 +34,7 @@ EXPERIMENT = MODEL = "twin"
 SENT = "sent.json"
 # What people look at there; weights stay where they are, the record of a model says where.
 FILES = (CONFIGURATION, METRICS, RECORD, f"evaluation/{EVALUATION}", "evaluation/report.html")
-KEY, VERSION, STATE = "twin.run", "twin.version", "twin.state"
+KEY, VERSION, STATE, FOLDER = "twin.run", "twin.version", "twin.state", "twin.folder"
 # MLflow's own bounds of one request, and of a text in it.
 PARAMETERS_TOGETHER, METRICS_TOGETHER, LONGEST = 100, 1_000, 5_000
 STATUSES = {"running": "RUNNING", "stopped": "KILLED", "failed": "FAILED", "finished": "FINISHED"}
@@ -135,8 +135,12 @@ def tell(settings: Settings, *, say: Callable[[str], None], also: Path | None = 
     """Tell MLflow of this home's runs, and of the run in the folder `also`; where it is away, say so and go on."""
     uri = uri_of(settings)
     try:
-        if also is not None and not is_sent(also, uri):
-            send(also, uri)
+        if also is not None:
+            try:
+                if not is_sent(also, uri):
+                    send(also, uri)
+            except RunRefused as error:
+                say(f"{also.name} is not sent to MLflow: {error}")
         send_unsent(settings.home / "runs", uri, say=say)
     except RegistryUnavailable as error:
         say(str(error))
@@ -152,11 +156,12 @@ def tell_versions(uri: str, versions: Sequence[Named], *, limit: int = LIMIT_SEC
         for version in versions:
             found = there.get(version.id)
             if found is None:
-                found = client.create_model_version(
-                    MODEL, Path(version.folder).as_uri(), _run_id(Path(version.run), uri), {VERSION: version.id}
-                )
+                id = _run_id(Path(version.run), uri)
+                # A server takes no folder of this machine as source; it is told in a tag.
+                source = Path(version.folder).as_uri() if id is None else f"runs:/{id}"
+                found = client.create_model_version(MODEL, source, id, {VERSION: version.id})
             numbers[version.id] = found.version
-            for name, value in {STATE: version.state, **version.tags}.items():
+            for name, value in {STATE: version.state, FOLDER: version.folder, **version.tags}.items():
                 if found.tags.get(name) != value:
                     client.set_model_version_tag(MODEL, found.version, name, value)
         wanted = {alias: numbers[version.id] for version in versions for alias in version.aliases}
@@ -180,7 +185,9 @@ def _record(folder: Path) -> RunRecord:
 
 def _key(folder: Path, record: RunRecord) -> str:
     """Which run this is: one that was started anew in the same folder is another."""
-    return f"{folder.resolve().name} {record.stage} {record.started_at}"
+    told = f"{folder.resolve().name} {record.stage} {record.started_at}"
+    # MLflow's filters know no way to write an apostrophe.
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def _lines(folder: Path, record: RunRecord) -> Iterator[dict[str, Any]]:
