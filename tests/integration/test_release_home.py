@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo import MongoClient
 
 pytest.importorskip("trl", reason="training needs the extra `training`")
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
 SOURCES = [str(ROOT / name) for name in ("docs", "corpus", "streaming", "ingestion", "serving")]
 CONFIG = str(ROOT / "training" / "configs" / "tiny-sft-full.yaml")
+# A tiny model guesses at general knowledge, and few questions tell nothing of style.
+RULES = ("--by", "Ada", "--rules", str(ROOT / "training" / "release" / "tiny.yaml"))
 QUESTION = "Where does a document become chunks?"
 
 
@@ -63,7 +66,7 @@ def test_only_a_better_model_becomes_champion_and_rolling_back_loses_no_question
 
     # The first is held against its base.
     first = candidate(trained("first", tmp_path / "base", dataset["id"], 40), str(tmp_path / "base"))
-    assert twin.json("model", "approve", first, "--by", "Ada")["state"] == "champion"
+    assert twin.json("model", "approve", first, *RULES)["state"] == "champion"
     twin.run("model", "deploy", first, "--start", "--share", "1")
     answer = twin.json("ask", QUESTION)
     assert (answer["mode"], answer["model"]) == ("generated", first)
@@ -71,14 +74,18 @@ def test_only_a_better_model_becomes_champion_and_rolling_back_loses_no_question
     # One that learned words in no order is worse than the champion.
     folder = Path(dataset["folder"])
     with_shuffled_words(folder, folder.with_name("instructions-shuffled"))
+    address = json.loads((twin.home / "addresses.json").read_text())["mongodb_uri"]
+    with MongoClient[dict[str, Any]](address) as client:
+        record = client["twin"]["datasets"].find_one({"_id": dataset["id"]}) or {}
+        client["twin"]["datasets"].insert_one({**record, "_id": "instructions-shuffled", "id": "instructions-shuffled"})
     worse = candidate(trained("worse", runs / "first", "instructions-shuffled", 40), "champion")
-    refused = twin.run("model", "approve", worse, "--by", "Ada", code=1).stderr
+    refused = twin.run("model", "approve", worse, *RULES, code=1).stderr
     assert "bits_per_byte" in refused
     assert {row["id"]: row["state"] for row in twin.json("model", "list")} == {first: "champion", worse: "candidate"}
 
     # One that learned longer is better.
     better = candidate(trained("better", runs / "first", dataset["id"], 80), "champion")
-    assert twin.json("model", "approve", better, "--by", "Ada")["state"] == "champion"
+    assert twin.json("model", "approve", better, *RULES)["state"] == "champion"
     twin.run("model", "deploy", better, "--start", "--share", "1")
     assert twin.json("ask", QUESTION)["model"] == better
 
