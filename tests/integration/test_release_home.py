@@ -78,7 +78,7 @@ def test_only_a_better_model_becomes_champion_and_rolling_back_loses_no_question
     with MongoClient[dict[str, Any]](address) as client:
         record = client["twin"]["datasets"].find_one({"_id": dataset["id"]}) or {}
         client["twin"]["datasets"].insert_one({**record, "_id": "instructions-shuffled", "id": "instructions-shuffled"})
-    worse = candidate(trained("worse", runs / "first", "instructions-shuffled", 40), "champion")
+    worse = candidate(trained("worse", tmp_path / "base", "instructions-shuffled", 40), "champion")
     refused = twin.run("model", "approve", worse, *RULES, code=1).stderr
     assert "bits_per_byte" in refused
     assert {row["id"]: row["state"] for row in twin.json("model", "list")} == {first: "champion", worse: "candidate"}
