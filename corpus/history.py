@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
@@ -43,17 +43,12 @@ class Overtaken(RuntimeError):
     """Another process recorded something meanwhile; read again where it is and go on from there."""
 
 
-class DocumentVersion(msgspec.Struct, frozen=True, kw_only=True):
-    """One cleaned version of a document, as the feature topic told it (docs/contracts/features.documents.v1.json).
-
-    `sequence`: its place in the history, rising without regard to documents; `recorded_at`: when the topic took it;
-    `text`: the cleaned text; dates are ISO 8601 in UTC.
-    """
+class DocumentState(msgspec.Struct, frozen=True, kw_only=True):
+    """A document after cleaning, as the feature topic tells it (docs/contracts/features.documents.v1.json); it may tell
+    more. `text`: the cleaned text; dates are ISO 8601 in UTC."""
 
     document_id: str
-    version: int
-    sequence: int
-    recorded_at: str
+    version: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
     generation: str
     category: str
     platform: str
@@ -67,6 +62,14 @@ class DocumentVersion(msgspec.Struct, frozen=True, kw_only=True):
     crawl_id: str
     content_hash: str
     text: str
+
+
+class DocumentVersion(DocumentState, frozen=True, kw_only=True):
+    """A state in the history. `sequence`: its place there, rising without regard to documents; `recorded_at`: when the
+    topic took it."""
+
+    sequence: int
+    recorded_at: str
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,10 +147,10 @@ class History:
                 found = self._table.transaction_version(source)
         return None if found is None else int(found)
 
-    def versions(self, sequence: int) -> set[tuple[str, int]]:
-        """Id and version of every state that is there up to this row."""
-        rows = self._asked("select document_id, version, sequence from history where not gone")
-        return {(row["document_id"], row["version"]) for row in rows if row["sequence"] <= sequence}
+    def versions(self) -> dict[tuple[str, int], int]:
+        """The first row of every state that is there, by the document's id and version."""
+        told = "select document_id, version, min(sequence) as first from history where not gone group by 1, 2"
+        return {(row["document_id"], row["version"]): row["first"] for row in self._asked(told)}
 
     def bylines(self) -> list[tuple[str, str, str]]:
         """Id, author's id and author's name of every document that there ever was, once for each name."""

@@ -7,7 +7,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ from streaming.reconcile import Repaired, disagreement, missed, reenter
 from streaming.tracing import Traces
 from streaming.verify import NotApplied, Report, Verification, described, summary
 from streaming.waiting import TimedOut, Wait
-from training.datasets.recording import Recorder, Strays, open_recorder
+from training.datasets.recording import Recorder, open_recorder
 
 if TYPE_CHECKING:
     from bytewax.dataflow import Dataflow
@@ -364,22 +364,32 @@ class Repeated:
                 logger.warning("%s could not look: %s: %s", self._name, type(error).__name__, error)
 
 
+class Twice:
+    """What was found by two looks in a row, and so was not just on its way."""
+
+    def __init__(self) -> None:
+        self._before: frozenset[str] = frozenset()
+
+    def found(self, now: Collection[str] | None) -> set[str]:
+        """Of what is found now that which was found by the look before too; None while changes are under way."""
+        found = frozenset(now or ())
+        again = set(found & self._before)
+        self._before = found
+        return again
+
+
 class Reconciler:
     """Compares index and warehouse; what differs twice in a row while nothing is under way was missed."""
 
     def __init__(self, stream: Callable[[], Stream | None]) -> None:
         self._stream = stream
-        self._suspects: frozenset[str] = frozenset()
+        self._missed = Twice()
 
     def look(self) -> None:
         stream = self._stream()
-        if stream is None or stream.progress.lag() != 0:
-            self._suspects = frozenset()
-            return
-        found = frozenset(stream.missed())
-        if found & self._suspects:
+        missed = stream.missed() if stream is not None and stream.progress.lag() == 0 else None
+        if self._missed.found(missed) and stream is not None:
             stream.reconcile()
-        self._suspects = found
 
 
 class Chronicle:
@@ -387,17 +397,17 @@ class Chronicle:
 
     def __init__(self, generations: Generations, recorder: Recorder) -> None:
         self._generations, self._recorder = generations, recorder
-        self._strays = Strays()
+        self._strays = Twice()
 
     def look(self) -> None:
         stream = self._generations.live
         quiet = stream.progress.lag() == 0 and self._recorder.behind == 0
-        live = self._recorder.live()
-        index: set[str] | None = None
+        strays: set[str] | None = None
         if quiet:
+            live = self._recorder.live()
             same = len(live) == stream.index.counts().documents
-            index = live if same else {record.document_id for record in stream.index.scan()}
-        gone = self._strays.found(live, index)
+            strays = set() if same else live - {record.document_id for record in stream.index.scan()}
+        gone = self._strays.found(strays)
         if gone:
             noted = self._recorder.end(gone, datetime.now(UTC))
             logger.warning("%d documents ended without a message, and the history notes it", noted)

@@ -23,6 +23,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 from corpus.batches import batches
 from corpus.closed_generations import count_closed, erase_closed
 from corpus.documents import canonical_url
+from corpus.files import abandoned_folders
 from corpus.index import QdrantIndex, author_keys
 from corpus.warehouse import Erasure, Warehouse
 from streaming.changes import document_of_key
@@ -235,8 +236,7 @@ def _dataset_folders(reach: Reach, ids: Sequence[str]) -> list[Path]:
     directory = reach.settings.datasets_directory
     found = [directory / id for id in reach.warehouse.built_from(ids)["datasets"]]
     # Those that a process was writing when it was killed; whoever is still writing finds the history without its rows.
-    abandoned = [path for path in directory.glob(".*-*-*") if not Path(f"/proc/{path.name.split('-')[-2]}").exists()]
-    return [folder for folder in (*found, *abandoned) if folder.is_dir()]
+    return [*(folder for folder in found if folder.is_dir()), *abandoned_folders(directory)]
 
 
 class _Evaluated(msgspec.Struct):

@@ -158,7 +158,7 @@ def test_a_version_with_an_erased_document_is_refused_and_the_others_are_not(hom
     with pytest.raises(CannotRebuild, match=r"rests on document doc-003, which was erased for good on 2026-06-01"):
         home.store.rebuild(record.id)
 
-    assert home.store.state(record) == "erased"
+    assert home.store.states([record]) == ["erased"]
     assert home.store.rebuild(others.id) == others
     new = home.build()
     assert "doc-003" not in new.document_ids

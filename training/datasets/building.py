@@ -15,7 +15,7 @@ import msgspec
 
 from corpus.history import DocumentVersion
 from training.datasets.families import divide, families
-from training.datasets.gates import Context, Thresholds, gate
+from training.datasets.gates import Context, Gated, Thresholds, gate
 from training.datasets.instructions import METHODS, Limits, NoWordsmith
 from training.datasets.likeness import Embed
 from training.datasets.preferences import Feedback, Rules, paired, preferred, prompts
@@ -123,14 +123,16 @@ def build(recipe: Recipe, ingredients: Ingredients) -> Built:
 
 
 def _chosen(recipe: Recipe, documents: Sequence[DocumentVersion]) -> list[DocumentVersion]:
-    chosen = [
-        each
-        for each in documents
-        if (not recipe.authors or each.author in recipe.authors)
+    chosen = (each for each in documents if _is_asked_for(recipe, each))
+    return sorted(chosen, key=lambda each: each.document_id)
+
+
+def _is_asked_for(recipe: Recipe, each: DocumentVersion | Feedback) -> bool:
+    return (
+        (not recipe.authors or each.author in recipe.authors)
         and (not recipe.categories or each.category in recipe.categories)
         and (not recipe.languages or each.language in recipe.languages)
-    ]
-    return sorted(chosen, key=lambda each: each.document_id)
+    )
 
 
 def _nothing(recipe: Recipe, there: int) -> str:
@@ -153,8 +155,7 @@ def _gated(
     of: Mapping[str, str],
     left_out: Counter[str],
 ) -> tuple[list[Sample], Mapping[str, str]]:
-    judged = gate(made, _context(recipe, ingredients, {each.document_id: each.text for each in documents}))
-    left_out.update(f"gate: {finding.gate}" for finding in judged.findings)
+    judged = _judged(recipe, ingredients, made, {each.document_id: each.text for each in documents}, left_out)
     kept = [
         msgspec.structs.replace(
             made[at],
@@ -166,14 +167,24 @@ def _gated(
     return kept, judged.left_out
 
 
-def _context(recipe: Recipe, ingredients: Ingredients, passages: Mapping[str, str]) -> Context:
-    return Context(
+def _judged(
+    recipe: Recipe,
+    ingredients: Ingredients,
+    samples: Sequence[Sample],
+    passages: Mapping[str, str],
+    left_out: Counter[str],
+) -> Gated:
+    """What the gates say of samples; who falls is counted."""
+    context = Context(
         passages=passages,
         embed=ingredients.embed,
         thresholds=recipe.thresholds,
         evaluation_sets=ingredients.evaluation_sets,
         languages=frozenset(recipe.languages) or None,
     )
+    judged = gate(samples, context)
+    left_out.update(f"gate: {finding.gate}" for finding in judged.findings)
+    return judged
 
 
 def _on_policy(
@@ -198,21 +209,12 @@ def _without_documents(
     recipe: Recipe, ingredients: Ingredients, pairs: Sequence[Sample], left_out: Counter[str]
 ) -> list[Sample]:
     """The pairs that pass the gates: what a model or a person wrote need not stand in any document."""
-    judged = gate(pairs, _context(recipe, ingredients, {}))
-    left_out.update(f"gate: {finding.gate}" for finding in judged.findings)
-    return [pairs[at] for at in judged.kept]
+    return [pairs[at] for at in _judged(recipe, ingredients, pairs, {}, left_out).kept]
 
 
 def _told(recipe: Recipe, ingredients: Ingredients, of: Mapping[str, str], left_out: Counter[str]) -> Sequence[Sample]:
     """What people preferred, each in the family of the document that it rests on."""
-    wanted = [
-        row
-        for row in ingredients.feedback
-        if (not recipe.authors or row.author in recipe.authors)
-        and (not recipe.categories or row.category in recipe.categories)
-        and (not recipe.languages or row.language in recipe.languages)
-    ]
-    pairs = preferred(wanted, recipe.rules)
+    pairs = preferred([row for row in ingredients.feedback if _is_asked_for(recipe, row)], recipe.rules)
     left_out.update({f"feedback: {reason}": count for reason, count in pairs.left_out.items()})
     kept = _without_documents(recipe, ingredients, pairs.samples, left_out)
     return [msgspec.structs.replace(pair, family=of.get(pair.document_id, "")) for pair in kept]

@@ -133,7 +133,7 @@ def build_dataset(arguments: argparse.Namespace, settings: Settings) -> int:
 
 def _built(record: Record, store: Store, as_json: bool, how: str) -> int:
     if as_json:
-        print_json(_plain(record, store))
+        print_json(_plain([record], store)[0])
         return 0
     splits = ", ".join(f"{split} {count:,}" for split, count in record.splits.items())
     total = sum(record.splits.values())
@@ -153,7 +153,7 @@ def _built(record: Record, store: Store, as_json: bool, how: str) -> int:
 def list_datasets(arguments: argparse.Namespace, settings: Settings) -> int:
     """`twin dataset list`."""
     with _store(settings) as store:
-        rows = [_plain(record, store) for record in store.records()]
+        rows = _plain(store.records(), store)
     if arguments.json:
         print_json(rows)
         return 0
@@ -179,7 +179,7 @@ def show_dataset(arguments: argparse.Namespace, settings: Settings) -> int:
     with _store(settings) as store:
         record = store.record(arguments.id)
         if arguments.json:
-            print_json(_plain(record, store))
+            print_json(_plain([record], store)[0])
         else:
             sys.stdout.write(printable(card(record).split("---\n", 2)[2]))
     return 0
@@ -383,7 +383,10 @@ def _embedder(settings: Settings, model: str, say: Callable[[str], None]) -> Emb
     return embed
 
 
-def _plain(record: Record, store: Store) -> dict[str, Any]:
+def _plain(records: Sequence[Record], store: Store) -> list[dict[str, Any]]:
     import msgspec
 
-    return {**msgspec.to_builtins(record), "state": store.state(record), "folder": str(store.directory / record.id)}
+    return [
+        {**msgspec.to_builtins(record), "state": state, "folder": str(store.directory / record.id)}
+        for record, state in zip(records, store.states(records), strict=True)
+    ]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from corpus.history import Held, History, Overtaken, Told, open_history
+from corpus.history import DocumentState, Held, History, Overtaken, Told, open_history
 from corpus.settings import Settings, running_addresses
 
 if TYPE_CHECKING:
@@ -30,27 +30,8 @@ TOGETHER = 500
 WAIT_SECONDS, LOOK_SECONDS = 1.0, 0.1
 # Without a message from a broker that still has some.
 PATIENCE = 30.0
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 ASK_SECONDS = 10.0
-
-
-class _State(msgspec.Struct, frozen=True):
-    """A document's state as its contract says (docs/contracts/features.documents.v1.json); more fields may come."""
-
-    document_id: str
-    version: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-    generation: str
-    category: str
-    platform: str
-    author: str
-    author_id: str
-    url: str
-    title: str
-    language: str | None
-    published_at: str | None
-    crawled_at: Annotated[datetime, msgspec.Meta(tz=True)]
-    crawl_id: str
-    content_hash: str
-    text: str
 
 
 class FeaturesUnavailable(ConnectionError):
@@ -270,8 +251,10 @@ def as_told(key: str | bytes | None, value: str | bytes | None, milliseconds: in
     at = datetime.fromtimestamp(milliseconds / 1000, UTC)
     if value is None:
         return Told(document_id=id, at=at, state=None)
-    state = msgspec.json.decode(value, type=_State)
-    plain = {**msgspec.structs.asdict(state), "crawled_at": state.crawled_at.isoformat()}
+    state = msgspec.json.decode(value, type=DocumentState)
+    # Erasures compare this moment, so one that is none may not come in.
+    crawled_at = msgspec.convert(state.crawled_at, Moment)
+    plain = {**msgspec.structs.asdict(state), "crawled_at": crawled_at.isoformat()}
     return Told(document_id=id, at=at, state=plain)
 
 
@@ -286,17 +269,3 @@ def _topic_id(features: Features) -> str:
         return str(asked.result().topic_id)
     except KafkaException as error:
         raise FeaturesUnavailable(f"topic {features.topic} cannot be read: {error.args[0].str()}") from error
-
-
-class Strays:
-    """Finds documents that the history holds and the index does not, twice in a row while nothing is under way."""
-
-    def __init__(self) -> None:
-        self._suspects: frozenset[str] = frozenset()
-
-    def found(self, history: Collection[str], index: Collection[str] | None) -> set[str]:
-        """Those of the history that are certainly gone; `index` is None while changes are under way."""
-        now = frozenset() if index is None else frozenset(history) - frozenset(index)
-        certain = set(now & self._suspects)
-        self._suspects = now
-        return certain

@@ -8,7 +8,6 @@ Source: Zhou et al., LIMA: Less Is More for Alignment (2023), for few good sampl
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import msgspec
 
 from corpus.prompts import Message
 from training.datasets.samples import Sample, answered, asked
-from training.datasets.wordsmith import Request, Wordsmith
+from training.datasets.wordsmith import Request, Wordsmith, fenced
 
 PROMPT_VERSION = "score-1"
 BEST = 5
@@ -75,9 +74,7 @@ def scored(samples: Sequence[Sample], judge: Wordsmith, least: float) -> Scored:
 
 def request(sample: Sample) -> Request:
     """What the model is asked of a sample."""
-    texts = {"instruction": asked(sample), "text": answered(sample)}
-    fence = "quoted-" + hashlib.sha256("\0".join(texts.values()).encode(errors="surrogatepass")).hexdigest()[:16]
-    quoted = "\n\n".join(f'<{fence} is="{name}">\n{text}\n</{fence}>' for name, text in texts.items())
+    fence, quoted = fenced({"instruction": asked(sample), "text": answered(sample)})
     messages: tuple[Message, ...] = (
         {"role": "system", "content": RULES.format(fence=fence)},
         {"role": "user", "content": f"{quoted}\n\nWhich score, 1 to 5?"},

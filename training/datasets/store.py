@@ -7,9 +7,7 @@ can be built again from it. It lies beside the files, and in the warehouse, wher
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -18,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from corpus.files import abandoned_folders, folder_beside
 from corpus.history import DocumentVersion, History
 from corpus.settings import Settings
-from corpus.warehouse import Warehouse
+from corpus.warehouse import Erasure, Warehouse
 from training.datasets.building import Built, Ingredients, Kind, Recipe, build, digest
 from training.datasets.preferences import Feedback, length_bias, read_feedback
 from training.datasets.samples import SPLITS, InstructionSample, PreferenceSample, Sample, Split, answered, asked
@@ -122,7 +121,8 @@ class Store:
         sequence, began = self._history.last(), self._now()
         self._say("reading the document history")
         documents = self._history.documents(as_of=as_of, sequence=sequence, generation=generation)
-        built, samples_hash = self._built(recipe, documents, wordsmith, embed)
+        feedback = self._feedback(recipe.feedback)
+        built, samples_hash = self._built(recipe, documents, feedback, wordsmith, embed)
         record = Record(
             id=f"{recipe.kind}-{samples_hash[:DIGITS]}",
             name=name,
@@ -134,7 +134,7 @@ class Store:
             sequence=sequence,
             recipe=recipe,
             splits={split: len(samples) for split, samples in built.splits.items()},
-            **_lineage(built, documents, self._feedback(recipe.feedback)),
+            **_lineage(built, documents, feedback),
             code_revision=code_revision(),
             statistics=statistics(built.splits, recipe.kind),
             left_out=dict(built.left_out),
@@ -154,7 +154,8 @@ class Store:
         record = self.record(id)
         self._refuse_gone(record)
         documents = self._history.documents(as_of=record.as_of, sequence=record.sequence, generation=record.generation)
-        built, samples_hash = self._built(record.recipe, documents, None, embed)
+        feedback = self._feedback(record.recipe.feedback)
+        built, samples_hash = self._built(record.recipe, documents, feedback, None, embed)
         if samples_hash != record.hash:
             here = code_revision()
             other = f" (built by {record.code_revision}, here is {here})" if here != record.code_revision else ""
@@ -189,12 +190,17 @@ class Store:
             )
         return folder
 
-    def state(self, record: Record) -> str:
-        """Whether the files of a version are here: `here`, `record only`, or `erased` for good."""
-        gone = self._gone(record)
-        if any(gone & set(erasure.document_ids) for erasure in self._warehouse.erasures({})):
-            return "erased"
-        return "here" if (self.directory / record.id / RECORD).is_file() else "record only"
+    def states(self, records: Iterable[Record]) -> list[str]:
+        """Whether the files of each version are here: `here`, `record only`, or `erased` for good."""
+        self._history.refresh()
+        there, erasures = self._history.versions(), self._warehouse.erasures({})
+
+        def state(record: Record) -> str:
+            if _erased(_gone(record, there), erasures) is not None:
+                return "erased"
+            return "here" if (self.directory / record.id / RECORD).is_file() else "record only"
+
+        return [state(record) for record in records]
 
     def take_in(self, path: Path | None) -> tuple[str, ...]:
         """Keep the feedback in a file of JSON lines, if one is named; the ids of all there is. Raises NotFeedback."""
@@ -212,6 +218,7 @@ class Store:
         self,
         recipe: Recipe,
         documents: Sequence[DocumentVersion],
+        feedback: Sequence[Feedback],
         wordsmith: Wordsmith | None,
         embed: Embed | None,
     ) -> tuple[Built, str]:
@@ -220,7 +227,6 @@ class Store:
             if recipe.wordsmith
             else None
         )
-        feedback = self._feedback(recipe.feedback)
         texts = evaluation_texts(self._settings, recipe.evaluation_sets)
         self._say(f"making samples of {_count(len(documents), 'document')}")
         try:
@@ -248,7 +254,8 @@ class Store:
         folder = self.directory / record.id
         if not (folder / RECORD).is_file():
             self._say(f"writing {folder}")
-            remove_abandoned(self.directory)
+            for abandoned in abandoned_folders(self.directory):
+                shutil.rmtree(abandoned, ignore_errors=True)
             write_folder(folder, record, built.splits)
         try:
             self._refuse_gone(record)
@@ -256,20 +263,16 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def _gone(self, record: Record) -> set[str]:
-        """Ids of the documents of a version whose rows the history does not have any more."""
-        self._history.refresh()
-        there = self._history.versions(record.sequence)
-        return {each.document_id for each in record.documents if (each.document_id, each.version) not in there}
-
     def _refuse_gone(self, record: Record) -> None:
-        gone = self._gone(record)
-        for erasure in reversed(self._warehouse.erasures({})):
-            if found := gone & set(erasure.document_ids):
-                raise CannotRebuild(
-                    f"{record.id} rests on document {min(found)}, which was erased for good on "
-                    f"{erasure.erased_at:%Y-%m-%d} (erasure {erasure.id}): it is not built again; build a new version"
-                )
+        self._history.refresh()
+        gone = _gone(record, self._history.versions())
+        erased = _erased(gone, self._warehouse.erasures({})) if gone else None
+        if erased is not None:
+            id, erasure = erased
+            raise CannotRebuild(
+                f"{record.id} rests on document {id}, which was erased for good on "
+                f"{erasure.erased_at:%Y-%m-%d} (erasure {erasure.id}): it is not built again; build a new version"
+            )
         if gone:
             raise CannotRebuild(
                 f"{record.id} rests on {_count(len(gone), 'document')} whose versions the history does not hold "
@@ -281,7 +284,19 @@ class Store:
         erased = {id for erasure in self._warehouse.erasures({}) for id in erasure.document_ids}
         if erased:
             self._history.refresh()
-            self._warehouse.delete_told(sorted(erased - {id for id, _ in self._history.versions(self._history.last())}))
+            self._warehouse.delete_told(sorted(erased - {id for id, _ in self._history.versions()}))
+
+
+def _gone(record: Record, there: Mapping[tuple[str, int], int]) -> set[str]:
+    """Ids of the documents of a version whose rows the history, which has these states, does not have any more."""
+    first = [(each.document_id, there.get((each.document_id, each.version))) for each in record.documents]
+    return {id for id, sequence in first if sequence is None or sequence > record.sequence}
+
+
+def _erased(gone: set[str], erasures: Sequence[Erasure]) -> tuple[str, Erasure] | None:
+    """One of these documents and the newest erasure of it; None where none of them was erased."""
+    found = ((gone & set(erasure.document_ids), erasure) for erasure in reversed(erasures))
+    return next(((min(ids), erasure) for ids, erasure in found if ids), None)
 
 
 class _Kept(dict[str, Written]):
@@ -299,25 +314,13 @@ class _Kept(dict[str, Written]):
 # Files
 
 
-def remove_abandoned(directory: Path) -> int:
-    """Remove the folders that processes were writing when they were killed; how many there were."""
-    found = [path for path in directory.glob(".*-*-*") if path.is_dir() and not _runs(path.name.split("-")[-2])]
-    for path in found:
-        shutil.rmtree(path, ignore_errors=True)
-    return len(found)
-
-
-def _runs(pid: str) -> bool:
-    return pid.isdigit() and Path(f"/proc/{pid}").exists()
-
-
 def write_folder(folder: Path, record: Record, splits: Mapping[Split, Sequence[Sample]]) -> None:
     """Write the files of a version so that the folder is there as a whole or not at all. Raises OSError."""
     import pyarrow.parquet as parquet
 
     from training.datasets.cards import card
 
-    beside = folder.with_name(f".{folder.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    beside = folder_beside(folder)
     beside.mkdir(parents=True)
     try:
         for split, samples in splits.items():

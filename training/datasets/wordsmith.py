@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import msgspec
@@ -78,6 +78,14 @@ class WordsmithUnavailable(RuntimeError):
 
 class NotRecorded(LookupError):
     """A rebuild needs a text that the record does not hold; the message says what to do."""
+
+
+def fenced(texts: Mapping[str, str]) -> tuple[str, str]:
+    """A name that none of the texts can hold, the same for the same texts, and the texts between fences of it."""
+    fence = "quoted-" + hashlib.sha256("\0".join(texts.values()).encode(errors="surrogatepass")).hexdigest()[:16]
+    while any(fence in text for text in texts.values()):
+        fence = "quoted-" + hashlib.sha256(fence.encode()).hexdigest()[:16]
+    return fence, "\n\n".join(f'<{fence} is="{name}">\n{text}\n</{fence}>' for name, text in texts.items())
 
 
 def key(request: Request, model: str) -> str:

@@ -6,7 +6,6 @@ Source: Zheng et al., Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena (20
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Literal
 
 from corpus.prompts import Message
 from training.datasets.scoring import MOST_NONSENSE, JudgeUnusable
-from training.datasets.wordsmith import Request, Wordsmith
+from training.datasets.wordsmith import Request, Wordsmith, fenced
 
 PROMPT_VERSION = "judge-1"
 RULES = """\
@@ -92,23 +91,13 @@ def judged(pairs: Sequence[Pair], judge: Wordsmith) -> Judged:
 def request(pair: Pair, swapped: bool) -> Request:
     """What the judge is asked; `swapped`: the other's answer comes first."""
     first, second = (pair.against, pair.model) if swapped else (pair.model, pair.against)
-    fence = _fence(pair)
-    parts = (("question", pair.question), ("author", pair.author), ("answer-1", first), ("answer-2", second))
-    quoted = "\n\n".join(f'<{fence} is="{name}">\n{text}\n</{fence}>' for name, text in parts)
+    parts = {"question": pair.question, "author": pair.author, "answer-1": first, "answer-2": second}
+    fence, quoted = fenced(parts)
     messages: tuple[Message, ...] = (
         {"role": "system", "content": RULES.format(fence=fence)},
         {"role": "user", "content": f"{quoted}\n\nWhich answer is better: 1, 2 or 0?"},
     )
     return Request(pair.document_id, PROMPT_VERSION, messages)
-
-
-def _fence(pair: Pair) -> str:
-    """A name that none of the texts can hold, the same for the same texts."""
-    texts = (pair.question, pair.author, pair.model, pair.against)
-    name = "quoted-" + hashlib.sha256("\0".join(texts).encode(errors="surrogatepass")).hexdigest()[:16]
-    while any(name in text for text in texts):
-        name = "quoted-" + hashlib.sha256(name.encode()).hexdigest()[:16]
-    return name
 
 
 def verdict(reply: str) -> Verdict | None:

@@ -183,9 +183,8 @@ def approve_model(namespace: argparse.Namespace, settings: Settings) -> int:
     from corpus import warehouse
     from training.release.gate import InvalidRules
 
-    for name in ("by", "override"):
-        if getattr(namespace, name) is not None and not getattr(namespace, name).strip():
-            return _told(f"--{name} is empty: say it", 2)
+    if empty := _empty(namespace, "by", "override"):
+        return _told(empty, 2)
     try:
         rules = rules_of(namespace.rules, settings)
     except InvalidRules as error:
@@ -206,9 +205,8 @@ def reject_model(namespace: argparse.Namespace, settings: Settings) -> int:
     from corpus import warehouse
     from training.release import deploying
 
-    for name in ("by", "reason"):
-        if not getattr(namespace, name).strip():
-            return _told(f"--{name} is empty: say it", 2)
+    if empty := _empty(namespace, "by", "reason"):
+        return _told(empty, 2)
     with warehouse.connect(settings) as documents:
         registry = registry_of(settings, documents)
         version = deploying.reject(settings.home, registry, namespace.version, by=namespace.by, reason=namespace.reason)
@@ -221,9 +219,8 @@ def roll_back(namespace: argparse.Namespace, settings: Settings) -> int:
     from training.release import deploying
     from training.release.servers import key_for
 
-    for name in ("by", "reason", "override"):
-        if getattr(namespace, name) is not None and not getattr(namespace, name).strip():
-            return _told(f"--{name} is empty: say it", 2)
+    if empty := _empty(namespace, "by", "reason", "override"):
+        return _told(empty, 2)
     with warehouse.connect(settings) as documents:
         restored, withdrawn = deploying.rollback(
             settings.home,
@@ -237,6 +234,12 @@ def roll_back(namespace: argparse.Namespace, settings: Settings) -> int:
         )
     told = f"{restored.id} is champion again"
     return _result(namespace, restored, f"{told}, {withdrawn.id} is rejected" if withdrawn else told)
+
+
+def _empty(namespace: argparse.Namespace, *names: str) -> str | None:
+    """What is wrong with options that were given without a text, as an unset variable of a shell gives them."""
+    given = ((name, getattr(namespace, name)) for name in names)
+    return next((f"--{name} is empty: say it" for name, text in given if text is not None and not text.strip()), None)
 
 
 def _result(namespace: argparse.Namespace, version: ModelVersion, told: str) -> int:

@@ -8,7 +8,6 @@ answered throughout.
 from __future__ import annotations
 
 import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -98,21 +97,9 @@ def read(home: Path) -> Deployment:
 
 
 def _write(home: Path, deployment: Deployment) -> None:
-    # An address may hold a password, so that nobody else may read it at any moment.
-    beside = home / f"{DEPLOYMENT}.{os.getpid()}"
-    try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(deployment)))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(home / DEPLOYMENT)
-    finally:
-        beside.unlink(missing_ok=True)
-    directory = os.open(home, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    # An address may hold a password.
+    content = msgspec.json.format(msgspec.json.encode(deployment))
+    replace_file(home / DEPLOYMENT, content, lasting=True, private=True)
 
 
 @contextmanager
