@@ -2,8 +2,9 @@
 
 Collections of the database: `documents`, `authors`, `crawls` (one record a run), `watermarks` (marks that `twin wait`
 follows through the log), `erasures` (what was erased, as ids alone), `warehouse` (the identity of this very
-warehouse); `datasets` and `models` (what was built, by which recipe and from which documents), `written` (what language
-models wrote for datasets, which a rebuild takes from here) and `feedback` (what people said of answers).
+warehouse); `datasets` and `models` (what was built, by which recipe and from which documents), `lineages` (the
+documents of datasets, in pieces), `written` (what language models wrote for datasets, which a rebuild takes from here)
+and `feedback` (what people said of answers).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import TracebackType
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BuiltKind = Literal["datasets", "models"]
+TextKind = Literal["written", "feedback"]
+# What a data set was made from: too much for one record where documents are many.
+LINEAGE = ("documents", "document_ids")
+# Documents in a piece of a lineage: about 3 MB. So many ids are asked for at once as well.
+PIECE = 10_000
 BATCH = 200
 BATCH_BYTES = 8_000_000
 ATTEMPTS = 3
@@ -76,6 +82,14 @@ class Stamp:
     author: str
     category: str
     platform: str
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The authors that the record of a data set names: those asked for, and of how many samples each is."""
+
+    asked_for: tuple[str, ...] = ()
+    samples: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,17 +258,34 @@ class Warehouse:
 
     def built_from(self, ids: Sequence[str]) -> dict[str, list[str]]:
         """Ids of the data sets and models that name one of these documents as what they were made from."""
-        condition = {"document_ids": {"$in": list(ids)}}
+        found: dict[str, set[str]] = {"datasets": set(), "models": set()}
 
-        def built(name: str) -> list[str]:
-            return [str(each["_id"]) for each in self._database[name].find(condition, {"_id": 1})]
+        def named(name: str, condition: Mapping[str, Any], field: str = "_id") -> set[str]:
+            return {str(each[field]) for each in self._database[name].find(condition, {field: 1})}
 
-        return {name: self._asked(partial(built, name)) for name in ("datasets", "models")}
+        for part in batches(ids, PIECE):
+            naming = {"document_ids": {"$in": part}}
+            for name, known in found.items():
+                known |= self._asked(partial(named, name, naming))
+            # Pieces of a build that was killed before its record was written are no data set.
+            of = sorted(self._asked(partial(named, "lineages", naming, "dataset")))
+            found["datasets"] |= self._asked(partial(named, "datasets", {"_id": {"$in": of}}))
+        return {name: sorted(known) for name, known in found.items()}
 
     def built(self, kind: BuiltKind, id: str | None = None) -> list[dict[str, Any]]:
         """The records of data sets or models, or that with this id, newest first."""
         found = self._found_in(kind, {} if id is None else {"_id": id})
-        return sorted(found, key=lambda record: (str(record.get("created_at")), str(record["_id"])), reverse=True)
+        return _newest_first(self._with_lineage(record) if kind == "datasets" else record for record in found)
+
+    def datasets(self) -> list[dict[str, Any]]:
+        """The records of data sets, newest first, with the number of their documents (`document_count`) in place of
+        these."""
+        found = list(self._found_in("datasets", fields={"documents": 0}))
+        for record in found:
+            # An older program kept the lineage in the record.
+            record.setdefault("document_count", len(record.pop("document_ids", ())))
+            record.pop("pieces", None)
+        return _newest_first(found)
 
     def written(self, model: str) -> dict[str, dict[str, Any]]:
         """All that this language model wrote for datasets, by the keys of its requests."""
@@ -270,6 +301,21 @@ class Warehouse:
             int(self._asked(partial(self._database[name].count_documents, condition)))
             for name, condition in _told_of(ids).items()
         )
+
+    def told_of(self, ids: Sequence[str]) -> Iterator[tuple[TextKind, dict[str, Any]]]:
+        """What `count_told` counts, each with the collection that it is of; what models wrote has when it was kept."""
+        for name, condition in _told_of(ids).items():
+            for record in self._found_in(name, condition):
+                yield name, record
+
+    def named_by_datasets(self) -> dict[str, Named]:
+        """Whom the record of each data set names, by its id."""
+        found = {}
+        with self._translated():
+            for record in self._database["datasets"].find({}, {"recipe.authors": 1, "statistics.author": 1}):
+                recipe, statistics = record.get("recipe") or {}, record.get("statistics") or {}
+                found[str(record["_id"])] = Named(tuple(recipe.get("authors") or ()), statistics.get("author") or {})
+        return found
 
     def erasures(self, condition: Mapping[str, Any]) -> list[Erasure]:
         """The erasures for which this holds, oldest first."""
@@ -339,8 +385,20 @@ class Warehouse:
 
     def record_built(self, kind: BuiltKind, record: Mapping[str, Any]) -> None:
         """Write the record of a data set or a model, or its newer state; `_id` is its id, `document_ids` what it was
-        made from."""
-        self._asked(lambda: self._database[kind].replace_one({"_id": record["_id"]}, dict(record), upsert=True))
+        made from.
+
+        The lineage of a data set goes before it, in pieces: one that is there is whole, however many documents it has.
+        """
+        id = record["_id"]
+        if kind != "datasets":
+            self._asked(lambda: self._database[kind].replace_one({"_id": id}, dict(record), upsert=True))
+            return
+        former = self._asked(lambda: self._database["datasets"].find_one({"_id": id}, {"pieces": 1})) or {}
+        plain = self._without_lineage(record)
+        self._asked(lambda: self._database["datasets"].replace_one({"_id": id}, plain, upsert=True))
+        surplus = [_piece_id(id, number) for number in range(plain["pieces"], former.get("pieces", 0))]
+        if surplus:
+            self._asked(lambda: self._database["lineages"].delete_many({"_id": {"$in": surplus}}))
 
     def add_built(self, kind: BuiltKind, record: Mapping[str, Any]) -> None:
         """Write the record of a new data set or model. Raises AlreadyBuilt where there is one with its id."""
@@ -378,9 +436,25 @@ class Warehouse:
         """Keep what language models wrote, by the keys of their requests, or what people said, by the ids of that."""
         from pymongo import ReplaceOne
 
-        writes = [ReplaceOne({"_id": key}, {"_id": key, **record}, upsert=True) for key, record in records.items()]
+        # An erasure asks whether it was before the document was ingested again; feedback says so itself.
+        kept = {"kept_at": datetime.now(UTC)} if name == "written" else {}
+        writes = [
+            ReplaceOne({"_id": key}, {"_id": key, **kept, **record}, upsert=True) for key, record in records.items()
+        ]
         for part in batches(writes, BATCH):
             self._asked(partial(self._database[name].bulk_write, part, ordered=False))
+
+    def keep_written(self, key: str, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep what a language model wrote to this request, unless something is kept already; what is kept now."""
+        from pymongo import ReturnDocument
+
+        first = {"kept_at": datetime.now(UTC), **record}
+        kept = self._asked(
+            lambda: self._database["written"].find_one_and_update(
+                {"_id": key}, {"$setOnInsert": first}, upsert=True, return_document=ReturnDocument.AFTER
+            )
+        )
+        return dict(kept or first)
 
     def delete_told(self, ids: Sequence[str]) -> int:
         """Delete what `count_told` counts; how many texts."""
@@ -389,12 +463,55 @@ class Warehouse:
             for name, condition in _told_of(ids).items()
         )
 
+    def delete_texts(self, kind: TextKind, keys: Sequence[str]) -> int:
+        """Delete what a language model wrote, or a person said, by its key; how many there were."""
+        condition = {"_id": {"$in": list(keys)}}
+        return int(self._asked(partial(self._database[kind].delete_many, condition)).deleted_count)
+
+    def rename_authors(self, dataset: str, named: Named) -> None:
+        """Let the record of a data set name these authors; the rest of it stays."""
+        change: dict[str, Any] = {}
+        if named.asked_for:
+            change["recipe.authors"] = list(named.asked_for)
+        if named.samples:
+            change["statistics.author"] = dict(named.samples)
+        self._asked(lambda: self._database["datasets"].update_one({"_id": dataset}, {"$set": change}))
+
     def delete_authors(self, ids: Sequence[str]) -> int:
         """Delete the records of those of these authors who have no document left; how many there were."""
         gone = [
             id for id in ids if self._asked(partial(self._documents.find_one, {"author_id": id}, {"_id": 1})) is None
         ]
         return int(self._asked(lambda: self._database["authors"].delete_many({"_id": {"$in": gone}})).deleted_count)
+
+    def _without_lineage(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The record as it is stored, once the pieces of its lineage are."""
+        lists = {name: record[name] for name in LINEAGE if name in record}
+        pieces = -(-max(map(len, lists.values()), default=0) // PIECE)
+        lineages = self._database["lineages"]
+        for number in range(pieces):
+            part = {name: list(rows[number * PIECE : (number + 1) * PIECE]) for name, rows in lists.items()}
+            piece = {"_id": _piece_id(record["_id"], number), "dataset": record["_id"], **part}
+            self._asked(partial(lineages.replace_one, {"_id": piece["_id"]}, piece, upsert=True))
+        plain = {name: value for name, value in record.items() if name not in LINEAGE}
+        return {**plain, "pieces": pieces, "document_count": len(lists.get("document_ids", ()))}
+
+    def _with_lineage(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The record as it was given, its lineage put together again; one of an older program has it already."""
+        whole = {name: value for name, value in record.items() if name not in ("pieces", "document_count")}
+        if "pieces" not in record:
+            return whole
+        wanted = [_piece_id(record["_id"], number) for number in range(record["pieces"])]
+        found = {piece["_id"]: piece for piece in self._found_in("lineages", {"_id": {"$in": wanted}})}
+        missing = [id for id in wanted if id not in found]
+        if missing:
+            raise WarehouseUnavailable(
+                f"the collection lineages at {self._address} lacks {missing[0]}, so nobody could tell which documents "
+                f"{record['_id']} is made of: put it back from a backup"
+            )
+        for name in LINEAGE:
+            whole[name] = [row for id in wanted for row in found[id].get(name, ())]
+        return whole
 
     def _save(self, documents: Sequence[Document]) -> Saved:
         from pymongo import ReplaceOne, UpdateOne
@@ -439,9 +556,11 @@ class Warehouse:
         with self._translated():
             yield from self._documents.find(condition, fields)
 
-    def _found_in(self, collection: str, condition: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+    def _found_in(
+        self, collection: str, condition: Mapping[str, Any] | None = None, fields: Mapping[str, int] | None = None
+    ) -> Iterator[dict[str, Any]]:
         with self._translated():
-            yield from self._database[collection].find(condition or {})
+            yield from self._database[collection].find(condition or {}, fields)
 
     def _asked(self, call: Callable[[], T]) -> T:
         """The call's result; asked again when the connection broke, since every call here may be repeated."""
@@ -472,7 +591,15 @@ class Warehouse:
             raise WarehouseUnavailable(f"MongoDB at {self._address} refused: {told[:300]}") from error
 
 
-def _told_of(ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _newest_first(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(records, key=lambda record: (str(record.get("created_at")), str(record["_id"])), reverse=True)
+
+
+def _piece_id(dataset: str, number: int) -> str:
+    return f"{dataset}:{number}"
+
+
+def _told_of(ids: Sequence[str]) -> dict[TextKind, dict[str, Any]]:
     """By collection, the condition for what was written from these documents or said about them."""
     wanted = {"$in": list(ids)}
     return {"written": {"document_id": wanted}, "feedback": {"citations.document_id": wanted}}

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import bson
 import pytest
 from bson import Binary, Decimal128, Int64, ObjectId, Timestamp
 from pymongo import MongoClient
 
+from corpus import warehouse as store
 from corpus.documents import Document, new_document, source_version, to_record
 from corpus.settings import Settings
 from corpus.warehouse import Saved, Warehouse, WarehouseUnavailable, connect, refusal
@@ -220,3 +222,74 @@ def test_an_address_that_is_none_is_refused_without_its_password() -> None:
 def test_what_mongodb_cannot_hold_is_told_before(fields: dict[str, Any], reason: str) -> None:
     assert (refusal(written(**fields)) or "").startswith(reason)
     assert refusal(written()) is None
+
+
+def built(id: str, documents: int, **more: Any) -> dict[str, Any]:
+    """A record of a data set whose documents are `{id}-0`, `{id}-1` and so on, and one more that was only cited."""
+    ids = [f"{id}-{number}" for number in range(documents)]
+    rows = [{"document_id": each, "version": 1} for each in ids]
+    return {"_id": id, "created_at": NOW, "documents": rows, "document_ids": [*ids, "cited"], **more}
+
+
+def test_the_documents_of_a_data_set_lie_in_pieces_and_come_back_whole(
+    warehouse: Warehouse, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PIECE", 3)
+    many, few = built("many", 8), built("few", 1, created_at=NOW + timedelta(days=1))
+    for record in (many, few):
+        warehouse.record_built("datasets", record)
+
+    assert "document_ids" not in database.datasets.find_one({"_id": "many"})
+    assert max(len(piece["document_ids"]) for piece in database.lineages.find()) == 3
+    assert warehouse.built("datasets") == [few, many]
+    assert warehouse.built("datasets", "many") == [many]
+    assert [(each["_id"], each["document_count"]) for each in warehouse.datasets()] == [("few", 2), ("many", 9)]
+    assert warehouse.built_from(["many-4", "cited of none"]) == {"datasets": ["many"], "models": []}
+    assert warehouse.built_from(["few-0", "many-0", "x", "y", "cited"])["datasets"] == ["few", "many"]
+    # Its newer state has fewer: nothing of the former one is found.
+    warehouse.record_built("datasets", built("many", 2))
+    assert warehouse.built("datasets", "many") == [built("many", 2)]
+    assert warehouse.built_from(["many-7"])["datasets"] == []
+
+
+def test_a_data_set_whose_documents_are_in_its_record_is_read_as_one_in_pieces(
+    warehouse: Warehouse, database: Any
+) -> None:
+    old = built("old", 2)
+    database.datasets.insert_one(dict(old))
+
+    assert warehouse.built("datasets", "old") == [old]
+    assert warehouse.built_from(["old-1"])["datasets"] == ["old"]
+    (listed,) = warehouse.datasets()
+    assert (listed["document_count"], "documents" in listed) == (3, False)
+
+
+def test_what_a_killed_build_left_is_no_data_set_and_a_lineage_that_is_not_whole_says_so(
+    warehouse: Warehouse, database: Any
+) -> None:
+    warehouse.record_built("datasets", built("d1", 2))
+    database.lineages.insert_one({"_id": "d2:0", "dataset": "d2", "document_ids": ["d1-0"]})
+
+    assert warehouse.built_from(["d1-0"])["datasets"] == ["d1"]
+    database.lineages.delete_one({"_id": "d1:0"})
+    with pytest.raises(WarehouseUnavailable, match=r"lacks d1:0.*d1 is made of"):
+        warehouse.built("datasets", "d1")
+
+
+def test_a_piece_of_a_lineage_fits_into_a_record() -> None:
+    # As long as the ids of others may well be.
+    row = {"document_id": "https://example.com/" + "x" * 200, "version": 1 << 60, "content_hash": "f" * 64}
+    row["family"] = row["document_id"]
+
+    assert store.PIECE * len(bson.encode({"documents": [row], "document_ids": [row["family"]]})) < store.LARGEST_RECORD
+
+
+def test_of_two_texts_that_a_model_wrote_to_one_request_the_first_stays(warehouse: Warehouse) -> None:
+    given = [{"model": "m", "document_id": "d1", "text": text} for text in ("What came first.", "What came later.")]
+
+    kept = [warehouse.keep_written("key", record) for record in given]
+
+    assert [record["text"] for record in kept] == ["What came first."] * 2
+    assert warehouse.written("m")["key"]["text"] == "What came first."
+    # An erasure asks when.
+    assert kept[0]["kept_at"] == kept[1]["kept_at"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,10 @@ import msgspec
 import pytest
 
 from corpus.history import DocumentVersion
-from tests.training.texts import article, module, told
+from tests.training.texts import WORDS, article, module, told
 from training.datasets.building import Built, Ingredients, Recipe, TooFewSamples, build, digest, stratified
-from training.datasets.families import TooFew
+from training.datasets.families import TooFew, divide, families
+from training.datasets.preferences import Feedback
 from training.datasets.samples import SPLITS, InstructionSample, answered, asked
 from training.datasets.wordsmith import Request
 
@@ -129,6 +131,50 @@ def test_preferences_set_the_authors_text_against_the_models_own_answer() -> Non
     assert all(answered(pair) == texts[pair.document_id][pair.start : pair.end] for pair in pairs)
     assert {pair.generator for pair in pairs} == {"a model"}
     assert all(len(request.messages) == 1 for request in model.asked)
+
+
+def test_feedback_stays_on_the_side_of_all_that_it_rests_on() -> None:
+    of = families({each.document_id: each.text for each in DOCUMENTS})
+    places = divide(of, Recipe().seed)
+    trained, tested = (min(id for id in places if places[id] == split) for split in ("train", "test"))
+    rests_on = {
+        "Is it wet?": [trained],
+        "Is it cold?": [tested, tested],
+        "Is it late?": [trained, tested],
+        "Is it far?": ["not there any more", tested],
+        "Is it new?": ["not there any more"],
+        "Is it ours?": [],
+    }
+    said = [
+        msgspec.convert(
+            {
+                "feedback_id": question,
+                "at": "2026-06-01T10:00:00Z",
+                "author": "Ada",
+                "model": "twin-1",
+                "question": question,
+                "answer": f"{question} I could not say this or that of it, {number}.",
+                "verdict": "edit",
+                "edited": " ".join(source.sample(WORDS, 9)),
+                "citations": [{"document_id": id} for id in ids],
+            },
+            Feedback,
+        )
+        for number, (question, ids) in enumerate(rests_on.items())
+        for source in [random.Random(number)]
+    ]
+
+    found = build(Recipe(kind="preferences", wordsmith="a model"), Ingredients(DOCUMENTS, Model(), feedback=said))
+
+    where = {asked(pair): split for split, pairs in found.splits.items() for pair in pairs if pair.method == "feedback"}
+    assert where == {
+        "Is it wet?": "train",
+        "Is it cold?": "test",
+        "Is it far?": "test",
+        "Is it new?": "train",
+        "Is it ours?": "train",
+    }
+    assert found.left_out["feedback: rests on documents of two splits"] == 1
 
 
 def test_a_secret_in_the_models_own_answer_is_kept_out() -> None:

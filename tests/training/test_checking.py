@@ -91,6 +91,8 @@ def test_a_folder_is_read_by_its_files_and_a_split_in_two_forms_once(tmp_path: P
     assert read(load(tmp_path)) == {"train": READ[:2], "test": READ[2:]}
 
 
+# A number of more digits than Python reads.
+LONG = "7" * 5_000
 SAID = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
 
 
@@ -171,6 +173,38 @@ def test_rows_without_an_answer_are_counted_and_left_out(tmp_path: Path) -> None
     assert (read(loaded), loaded.skipped) == ({"all": READ}, 3)
 
 
+def test_rows_that_name_their_columns_differently_are_each_read_by_their_own(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "How?", "output": "So."},
+        {"question": "Why?", "answer": "Because."},
+        {"instruction": None, "prompt": "When?", "completion": "Now.", "messages": None},
+        {"messages": SAID},
+        {"question": "Whose?", "note": "nobody answered"},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    loaded = load(tmp_path / "a.jsonl")
+
+    expected = [("How?", "So."), ("Why?", "Because."), ("When?", "Now."), ("Why?", "Because.")]
+    assert (read(loaded), loaded.skipped) == ({"all": expected}, 1)
+    assert loaded.columns["question"] == "instruction or question or prompt"
+
+
+def test_in_a_dataset_of_preferences_what_has_no_rejected_answer_is_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": "Why?", "chosen": "Because.", "rejected": "No."}, {"question": "How?", "answer": "So."}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    loaded = load(tmp_path / "a.jsonl")
+
+    assert (loaded.kind, len(loaded.splits["all"]), loaded.skipped) == ("preferences", 1, 1)
+
+
+def test_a_mark_of_byte_order_is_no_part_of_an_authors_text(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("# Notes", encoding="utf-8-sig")
+
+    assert load_documents(tmp_path) == {"notes.md": "# Notes"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -186,6 +220,10 @@ def test_rows_without_an_answer_are_counted_and_left_out(tmp_path: Path) -> None
         ("a.csv", 'question,answer\nWhy?,So.\n"Why, again?",So,and so\n', "line 3 of"),
         ("a.csv", 'question,answer\nWhy?,"So', "is not CSV"),
         ("a.csv", "", "holds no sample"),
+        pytest.param("a.json", '[{"question": "Why?",\n "answer": ' + LONG + "}]", "line 2 of", id="long number"),
+        pytest.param("a.jsonl", '{"answer": ' + LONG + "}", "more digits than can be read", id="long number in lines"),
+        pytest.param("a.csv", 'question,answer\nWhy?,"' + "so " * 50_000 + '"', "cell of more", id="long cell"),
+        pytest.param("a.csv", "x" * 140_000, "line 1 of", id="long cell at the head"),
         ("a.parquet", "PAR1 and no more", "is not Parquet"),
         ("a.arrow", "ARROW1 and no more", "is not Arrow"),
         ("a.arrow", "not even that", "is not Arrow"),

@@ -24,9 +24,9 @@ from training.datasets import exporting
 from training.datasets.building import Recipe
 from training.datasets.instructions import METHODS, Made
 from training.datasets.preferences import NotFeedback
+from training.datasets.ranges import InvalidRecipe
 from training.datasets.store import (
     CannotRebuild,
-    InvalidRecipe,
     Record,
     Store,
     UnknownDataset,
@@ -45,6 +45,8 @@ FEEDBACK = {
     "verdict": "edit",
     "citations": [{"document_id": "doc-001"}, {"document_id": "doc-002"}],
 }
+# A few pairs of a model's words, in one split.
+WRITTEN = Recipe(kind="preferences", wordsmith="echo", categories=("code",), validation=0, test=0)
 
 
 @dataclass
@@ -121,7 +123,8 @@ def test_the_same_documents_and_recipe_are_the_same_version(home: Home) -> None:
     again = home.build()
 
     assert again == first
-    assert home.store.records() == [first]
+    assert [each.id for each in home.store.listed()] == [first.id]
+    assert home.store.record(first.id) == first
 
 
 def test_an_old_version_is_built_again_after_edits_with_the_same_hash(home: Home) -> None:
@@ -238,6 +241,54 @@ def test_what_a_model_wrote_is_asked_once_and_a_rebuild_asks_nothing(home: Home)
         home.store.rebuild(record.id)
 
 
+def test_of_two_builds_that_ask_at_once_both_take_what_was_written_first(home: Home) -> None:
+    records = []
+
+    class Slow(Echo):
+        """A model during whose first answers the other build asks the same, and is done."""
+
+        def write(self, requests: Sequence[Request]) -> list[str | None]:
+            if not records:
+                records.append(home.build(WRITTEN, wordsmith=Echo()))
+            return [f"What came later, and says another thing: {text}" for text in super().write(requests)]
+
+    records.append(home.build(WRITTEN, wordsmith=Slow()))
+
+    assert records[0].id == records[1].id
+    assert [home.store.rebuild(record.id).hash for record in records] == [record.hash for record in records]
+
+
+def test_words_that_were_replaced_are_named_as_what_makes_another_version(home: Home) -> None:
+    record = home.build(WRITTEN, wordsmith=Echo())
+    key, written = next(iter(home.warehouse.written("echo").items()))
+    home.warehouse.record_told("written", {key: {**written, "text": "It is another thing altogether, to be sure."}})
+
+    with pytest.raises(CannotRebuild, match="what echo wrote for it was replaced since; build a new version"):
+        home.store.rebuild(record.id)
+
+
+def test_feedback_that_was_replaced_is_named_as_what_makes_another_version(home: Home, tmp_path: Path) -> None:
+    file = tmp_path / "feedback.jsonl"
+    rows = [
+        {**FEEDBACK, "feedback_id": f"f{n}", "question": f"What of day {n}?", "edited": edited}
+        for n, edited in enumerate(["Wet, all day long, and cold by evening.", "Dry and bright until the storm came."])
+    ]
+
+    def take_in() -> tuple[str, ...]:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return home.store.take_in(file)
+
+    record = home.build(Recipe(kind="preferences", feedback=take_in(), validation=0, test=0))
+    before, rows[0] = rows[0], {**rows[0], "edited": "Snow, and much of it, from early morning on."}
+    take_in()
+
+    with pytest.raises(CannotRebuild, match=r"feedback that it rests on was replaced since.*--feedback"):
+        home.store.rebuild(record.id)
+    rows[0] = before
+    take_in()
+    assert home.store.rebuild(record.id) == record
+
+
 def test_a_program_that_makes_other_samples_says_so(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     record = home.build()
     makes = METHODS["code"]
@@ -254,7 +305,7 @@ def test_an_evaluation_set_is_kept_out_and_may_not_change(home: Home) -> None:
     sample = home.store.samples(asked_before)["train"][0]
     folder = home.settings.home / "evaluation"
     folder.mkdir()
-    (folder / "mine.jsonl").write_text(json.dumps({"question": "What?", "answer": sample.answer}) + "\n")  # type: ignore[union-attr]
+    (folder / "mine.jsonl").write_text(json.dumps({"question": "What?", "answer": sample.answer}), "utf-8-sig")  # type: ignore[union-attr]
     recipe = Recipe(evaluation_sets=evaluation_sets(home.settings))
 
     record = home.build(recipe)
@@ -298,6 +349,31 @@ def test_a_version_is_found_by_id_beginning_and_name(home: Home) -> None:
         home.store.record("instructions-")
     with pytest.raises(UnknownDataset, match="twin dataset list"):
         home.store.record("nobody's")
+
+
+def test_a_list_reads_no_documents_of_versions_that_no_erasure_has_touched(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = home.build()
+    home.erase("of nobody")
+    monkeypatch.setattr(Warehouse, "built", lambda *of: pytest.fail("the lineage was read"))
+
+    (listed,) = home.store.listed()
+
+    assert (listed.id, listed.document_count) == (record.id, len(record.document_ids))
+    assert home.store.states([listed]) == ["here"]
+
+
+def test_a_version_whose_recipe_no_file_may_have_any_more_is_listed_and_says_so_where_it_is_read(home: Home) -> None:
+    record = home.build()
+    (stored,) = home.warehouse.built("datasets", record.id)
+    home.warehouse.record_built("datasets", {**stored, "recipe": {**stored["recipe"], "validation": 0.6}})
+
+    assert [each.recipe["validation"] for each in home.store.listed()] == [0.6]
+    with pytest.raises(InvalidRecipe, match=rf"{record.id} cannot be read.*recipe.validation.*build a new version"):
+        home.store.record("ours")
+    home.erase("doc-003")
+    assert home.store.states(home.store.listed()) == ["erased"]
 
 
 def test_two_versions_are_compared(home: Home) -> None:

@@ -147,6 +147,27 @@ def test_a_liked_answer_is_better_than_a_disliked_one_to_the_same_question_of_th
     assert made.left_out == {"a thumb without its opposite": 2}
 
 
+def test_a_pair_names_every_document_that_one_of_its_answers_rests_on(tmp_path: Path) -> None:
+    def cites(*ids: str) -> list[dict[str, str]]:
+        return [{"document_id": id} for id in ids]
+
+    path = written(
+        tmp_path / "feedback.jsonl",
+        row(feedback_id="1", verdict="up", answer=AUTHORS, citations=cites("d1", "d2")),
+        row(feedback_id="2", verdict="up", answer=AUTHORS.upper(), citations=cites("d3")),
+        row(feedback_id="3", verdict="down", citations=cites("d4", "d2")),
+        row(
+            feedback_id="4", verdict="edit", edited="Eighty degrees, and for two minutes.", citations=cites("d5", "d6")
+        ),
+    )
+
+    made = preferred(read_feedback(path))
+
+    assert [set(ids) for ids in made.documents] == [{"d5", "d6"}, {"d1", "d2", "d3", "d4"}]
+    assert [pair.document_id for pair in made.samples] == ["d5", "d4"]
+    assert paired([sample()], [MODELS], "base-1").documents == (("d1",),)
+
+
 def test_an_answer_about_which_people_disagree_is_neither_better_nor_worse(tmp_path: Path) -> None:
     path = written(
         tmp_path / "feedback.jsonl",
@@ -210,6 +231,12 @@ def test_a_bad_line_is_named_with_its_field(tmp_path: Path, line: dict[str, Any]
 
     with pytest.raises(NotFeedback, match=rf"feedback.jsonl, line 2: .*(?:{told})"):
         read_feedback(path)
+
+
+def test_a_mark_of_byte_order_before_feedback_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "feedback.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(row()).encode())
+
+    assert [one.feedback_id for one in read_feedback(tmp_path / "feedback.jsonl")] == ["f1"]
 
 
 def test_bytes_that_are_no_text_and_a_file_that_is_not_there_are_told_apart(tmp_path: Path) -> None:

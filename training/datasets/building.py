@@ -9,7 +9,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -19,11 +19,14 @@ from training.datasets.gates import Context, Gated, Thresholds, gate
 from training.datasets.instructions import METHODS, Limits, NoWordsmith
 from training.datasets.likeness import Embed
 from training.datasets.preferences import Feedback, Rules, paired, preferred, prompts
+from training.datasets.ranges import InvalidRecipe, Positive
 from training.datasets.samples import SPLITS, InstructionSample, Method, Sample, Split, asked
 from training.datasets.scoring import scored
 from training.datasets.wordsmith import Wordsmith
 
 Kind = Literal["instructions", "preferences"]
+# Of the document families.
+HeldOut = Annotated[float, msgspec.Meta(ge=0, le=0.5)]
 # Below, a split says nothing: an evaluation on it would be a coin.
 FEWEST_SAMPLES = 2
 
@@ -35,15 +38,15 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     families; `authors` (names), `categories`, `languages`: only these, empty for all; `wordsmith`: the model that wrote
     (instructions, questions, or the rejected answers; with `rewrites` it rewords templates, with `judged` it scores
     samples), `embedder`: the model that compared meanings, "" for none; `evaluation_sets`: SHA-256 by name of what must
-    not be trained on; `feedback`: ids of what people said.
+    not be trained on; `feedback`: ids of what people said. Raises InvalidRecipe for what does not go together.
     """
 
     kind: Kind = "instructions"
     methods: tuple[Method, ...] = ("backtranslation", "code")
-    size: int | None = None
+    size: Positive | None = None
     seed: int = 7
-    validation: float = 0.1
-    test: float = 0.1
+    validation: HeldOut = 0.1
+    test: HeldOut = 0.1
     authors: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
@@ -56,6 +59,17 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     rules: Rules = Rules()
     evaluation_sets: dict[str, str] = {}
     feedback: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.validation + self.test >= 1:
+            raise InvalidRecipe(
+                f"validation ({self.validation}) and test ({self.test}) must leave a share for train: below 1 in all"
+            )
+        if self.kind == "preferences" and "question" in self.methods:
+            raise InvalidRecipe(
+                "methods: question is none for preferences, whose chosen answers are the author's own words: "
+                "backtranslation, code, or both"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +125,15 @@ def build(recipe: Recipe, ingredients: Ingredients) -> Built:
         left_out.update(found.left_out)
         kept = found.samples
     if recipe.kind == "preferences":
-        kept = [*_on_policy(recipe, ingredients, kept, places, left_out), *_told(recipe, ingredients, of, left_out)]
+        kept = [
+            *_on_policy(recipe, ingredients, kept, places, left_out),
+            *_told(recipe, ingredients, of, places, left_out),
+        ]
     samples = stratified(kept, recipe.size, recipe.seed, places)
     left_out["size: more than were asked for"] += len(kept) - len(samples)
     splits: dict[Split, list[Sample]] = {split: [] for split in SPLITS}
     for sample in samples:
-        splits[places.get(sample.document_id, "train")].append(sample)
+        splits[_side(sample, places)].append(sample)
     _enough(recipe, splits, left_out)
     ordered = {split: tuple(sorted(found, key=_order)) for split, found in splits.items()}
     return Built(ordered, dict(+left_out), notes, of)
@@ -212,12 +229,29 @@ def _without_documents(
     return [pairs[at] for at in _judged(recipe, ingredients, pairs, {}, left_out).kept]
 
 
-def _told(recipe: Recipe, ingredients: Ingredients, of: Mapping[str, str], left_out: Counter[str]) -> Sequence[Sample]:
-    """What people preferred, each in the family of the document that it rests on."""
+def _told(
+    recipe: Recipe,
+    ingredients: Ingredients,
+    of: Mapping[str, str],
+    places: Mapping[str, Split],
+    left_out: Counter[str],
+) -> Sequence[Sample]:
+    """What people preferred, each in the family of a document that it rests on, unless another is in another split."""
     pairs = preferred([row for row in ingredients.feedback if _is_asked_for(recipe, row)], recipe.rules)
     left_out.update({f"feedback: {reason}": count for reason, count in pairs.left_out.items()})
-    kept = _without_documents(recipe, ingredients, pairs.samples, left_out)
-    return [msgspec.structs.replace(pair, family=of.get(pair.document_id, "")) for pair in kept]
+    kept = []
+    for pair, documents in zip(pairs.samples, pairs.documents, strict=True):
+        known = [id for id in documents if id in of]
+        if len({places[id] for id in known}) > 1:
+            left_out["feedback: rests on documents of two splits"] += 1
+        else:
+            kept.append(msgspec.structs.replace(pair, family=of[known[0]] if known else ""))
+    return _without_documents(recipe, ingredients, kept, left_out)
+
+
+def _side(sample: Sample, places: Mapping[str, Split]) -> Split:
+    """The split of a sample's family, which has the name of one of its documents; what rests on none is trained on."""
+    return places.get(sample.family, "train")
 
 
 def stratified(samples: Sequence[Sample], size: int | None, seed: int, places: Mapping[str, Split]) -> list[Sample]:
@@ -229,8 +263,7 @@ def stratified(samples: Sequence[Sample], size: int | None, seed: int, places: M
         return list(samples)
     strata: defaultdict[tuple[str, ...], list[Sample]] = defaultdict(list)
     for sample in samples:
-        split = places.get(sample.document_id, "train")
-        strata[split, sample.author, sample.category, sample.method].append(sample)
+        strata[_side(sample, places), sample.author, sample.category, sample.method].append(sample)
     exact = {key: size * len(found) / len(samples) for key, found in strata.items()}
     counts = {key: int(share) for key, share in exact.items()}
     # Largest remainders first; of equal ones in the order of their names.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from corpus.settings import Settings
     from training.datasets.building import Recipe
     from training.datasets.likeness import Embed
-    from training.datasets.store import Record, Store
+    from training.datasets.store import Outline, Record, Store
     from training.datasets.wordsmith import Request, Wordsmith
 
 BUILD = """\
@@ -153,7 +153,7 @@ def _built(record: Record, store: Store, as_json: bool, how: str) -> int:
 def list_datasets(arguments: argparse.Namespace, settings: Settings) -> int:
     """`twin dataset list`."""
     with _store(settings) as store:
-        rows = _plain(store.records(), store)
+        rows = _plain(store.listed(), store)
     if arguments.json:
         print_json(rows)
         return 0
@@ -165,7 +165,7 @@ def list_datasets(arguments: argparse.Namespace, settings: Settings) -> int:
     lines = [bold(f"{'ID':<{width}}  {'NAME':<{names}}  SAMPLES  DOCUMENTS  BUILT              FILES")]
     lines += [
         f"{row['id']:<{width}}  {printable(row['name']):<{names}}  {sum(row['splits'].values()):>7,}  "
-        f"{len(row['document_ids']):>9,}  {row['created_at'][:16].replace('T', ' ')}Z  {row['state']}"
+        f"{row['document_count']:>9,}  {row['created_at'][:16].replace('T', ' ')}Z  {row['state']}"
         for row in rows
     ]
     sys.stdout.write("\n".join(lines) + "\n")
@@ -383,7 +383,7 @@ def _embedder(settings: Settings, model: str, say: Callable[[str], None]) -> Emb
     return embed
 
 
-def _plain(records: Sequence[Record], store: Store) -> list[dict[str, Any]]:
+def _plain(records: Sequence[Outline], store: Store) -> list[dict[str, Any]]:
     import msgspec
 
     return [

@@ -28,6 +28,7 @@ from training.datasets.likeness import (
     words,
 )
 from training.datasets.privacy import exposed
+from training.datasets.ranges import Count, Positive, Share, SomeShare, in_order
 from training.datasets.samples import InstructionSample, Sample, answered, asked
 
 # A text's language is told from so much of it.
@@ -38,33 +39,37 @@ class Thresholds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Where each gate draws its line. Shares and cosines go from 0 to 1."""
 
     # Jaccard of runs of five words, from which two answers are nearly the same.
-    near: float = 0.8
+    near: SomeShare = 0.8
     # Cosine of two answers of one language and method, from which they mean the same.
-    meaning: float = 0.95
+    meaning: SomeShare = 0.95
     # Share of the answer's runs of five words that its document has: below it an answer must at least be near to the
     # document in meaning (`closeness`, cosine with a passage of it); with no run at all it always falls. By MiniLM
     # passages had at least 0.75 with their own document, invented answers on its subject 0.45 (median) to 0.73.
-    grounding: float = 0.1
-    closeness: float = 0.7
+    grounding: Share = 0.1
+    closeness: Share = 0.7
     # A language is believed above this probability, from this many characters on.
-    language: float = 0.9
-    language_characters: int = 100
+    language: Share = 0.9
+    language_characters: Count = 100
     # In words; an answer of a thousand fits into 2,048 tokens.
-    shortest_question: int = 2
-    longest_question: int = 500
-    shortest_answer: int = 5
-    longest_answer: int = 1_000
+    shortest_question: Count = 2
+    longest_question: Positive = 500
+    shortest_answer: Count = 5
+    longest_answer: Positive = 1_000
     # Share of an answer's characters in lines of boilerplate, from which it falls.
-    boilerplate: float = 0.2
+    boilerplate: Share = 0.2
     # Share of letters among what is not space, below which prose is not prose, and code not code.
-    letters: float = 0.6
-    code_letters: float = 0.3
+    letters: Share = 0.6
+    code_letters: Share = 0.3
     # Share of the lines that are links and little else, from which it is a list of links.
-    links: float = 0.5
+    links: Share = 0.5
     # What a language model says of a sample, where it is asked: 0.5 is three of five.
-    judge: float = 0.5
+    judge: Share = 0.5
     # Words in a row shared with an evaluation text.
-    decontamination: int = 8
+    decontamination: Positive = 8
+
+    def __post_init__(self) -> None:
+        in_order(shortest_question=self.shortest_question, longest_question=self.longest_question)
+        in_order(shortest_answer=self.shortest_answer, longest_answer=self.longest_answer)
 
 
 @dataclass(frozen=True, slots=True)

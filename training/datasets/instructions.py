@@ -22,6 +22,7 @@ from corpus.history import DocumentVersion
 from training.datasets.definitions import LINE_END, definitions
 from training.datasets.likeness import normalised
 from training.datasets.passages import MOSTLY, Passage, Sizes, passages, words
+from training.datasets.ranges import Positive, Share, in_order
 from training.datasets.samples import InstructionSample, Method
 from training.datasets.templates import TEMPLATES_VERSION, for_definition, for_passages
 from training.datasets.wordsmith import Request, Wordsmith
@@ -31,16 +32,20 @@ LONGEST_INSTRUCTION = 400
 LEAST_TOLD = 3
 
 
-class Limits(Sizes, frozen=True, kw_only=True):
+class Limits(Sizes, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How large passages (words) and definitions (lines) are; `pairs`: questions asked of a passage at most;
     `grounded`: the share of an answer's word 5-grams that its passage must have; `grounded_words`: of the words of an
     answer too short for that."""
 
-    least_lines: int = 3
-    most_lines: int = 120
-    pairs: int = 3
-    grounded: float = 0.5
-    grounded_words: float = 0.8
+    least_lines: Positive = 3
+    most_lines: Positive = 120
+    pairs: Positive = 3
+    grounded: Share = 0.5
+    grounded_words: Share = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_order(least_lines=self.least_lines, most_lines=self.most_lines)
 
 
 class Made(NamedTuple):

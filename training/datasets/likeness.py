@@ -26,6 +26,8 @@ SHINGLE = 5
 # 25 bands of 5: of pairs with a Jaccard of 0.8 one in 20,000 is missed, and what is found is compared exactly anyway.
 BANDS = (25, 5)
 PERMUTATIONS = BANDS[0] * BANDS[1]
+# So far below the line a pair falls by its estimate alone: four standard deviations, one pair in 30,000.
+SPREAD = 0.15
 # Rows of vectors that are multiplied at once: with 10,000 others a block takes 20 MB.
 BLOCK = 512
 # Words of a passage that meanings are compared with.
@@ -89,23 +91,30 @@ def containment(part: Shingles, whole: Shingles) -> float:
 
 
 class NearTexts:
-    """Texts by their runs of words, found again by nearly the same ones.
+    """So many texts by their runs of words, found again by nearly the same ones.
 
     Source: MinHash and locality-sensitive hashing (Broder 1997; Indyk and Motwani 1998), by datasketch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         from datasketch import MinHashLSH
 
         self._lsh = MinHashLSH(num_perm=PERMUTATIONS, params=BANDS)
+        self._signatures = np.zeros((most, PERMUTATIONS), np.uint32)
 
     def add(self, at: int, sketch: MinHash) -> None:
         """Take in a text under a number that is not in use."""
         self._lsh.insert(at, sketch)
+        self._signatures[at] = sketch.hashvalues
 
-    def near(self, sketch: MinHash) -> list[int]:
-        """Numbers of the texts that may be nearly the same, ascending: to be compared exactly."""
-        return sorted(self._lsh.query(sketch))
+    def near(self, sketch: MinHash, least: float) -> list[int]:
+        """Numbers of the texts whose Jaccard may be at least `least`, ascending: to be compared exactly.
+
+        Texts of one template share a band with each other and are not near: their sketches tell that in one step.
+        """
+        found = sorted(self._lsh.query(sketch))
+        alike = (self._signatures[found] == sketch.hashvalues.astype(np.uint32)).mean(axis=1) if found else ()
+        return [at for at, share in zip(found, alike, strict=True) if share >= least - SPREAD]
 
 
 def sketches(texts: Iterable[Shingles]) -> Iterator[MinHash]:
@@ -124,11 +133,11 @@ def repeats(texts: Sequence[Sequence[Shingles]], least: float) -> dict[int, int]
     of at least `least`.
     """
     found: dict[int, int] = {}
-    index = NearTexts()
+    index = NearTexts(len(texts))
     for at, (parts, sketch) in enumerate(zip(texts, sketches(parts[0] for parts in texts), strict=True)):
         if not len(parts[0]):
             continue
-        for earlier in index.near(sketch):
+        for earlier in index.near(sketch, least):
             if len(parts) == len(texts[earlier]) and all(
                 jaccard(one, other) >= least for one, other in zip(parts, texts[earlier], strict=True)
             ):
@@ -141,13 +150,13 @@ def repeats(texts: Sequence[Sequence[Shingles]], least: float) -> dict[int, int]
 
 def counterparts(texts: Sequence[Shingles], others: Sequence[Shingles], least: float) -> dict[int, int]:
     """Each text that is nearly one of the others, and the first such one; by a Jaccard of at least `least`."""
-    index = NearTexts()
+    index = NearTexts(len(others))
     for at, sketch in enumerate(sketches(others)):
         if len(others[at]):
             index.add(at, sketch)
     found: dict[int, int] = {}
     for at, (own, sketch) in enumerate(zip(texts, sketches(texts), strict=True)):
-        for other in index.near(sketch) if len(own) else ():
+        for other in index.near(sketch, least) if len(own) else ():
             if jaccard(own, others[other]) >= least:
                 found[at] = other
                 break

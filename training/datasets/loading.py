@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,6 +34,9 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "method": ("method",),
     "start": ("start",),
 }
+# More digits than Python reads as a number.
+LONG_NUMBER = re.compile(rf"\d{{{sys.int_info.default_max_str_digits + 1}}}")
+NUMBER_TOO_LONG = "a number has more digits than can be read: write it as text, or leave it out"
 _ASKERS, _ANSWERERS = ("user", "human", "prompter"), ("assistant", "gpt", "model", "bot")
 EXPECTED = (
     "a dataset is a JSON list of objects (or such lists under `samples` or the names of splits), JSON lines, CSV, "
@@ -55,7 +60,7 @@ class NotDocuments(ValueError):
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A dataset. `splits`: samples by split, `all` where none is named; `columns`: by what a sample needs, the column
-    that it was read from; `skipped`: rows without a question or an answer."""
+    that it was read from, or those of several; `skipped`: rows without a question or an answer."""
 
     source: str
     kind: Literal["instructions", "preferences"]
@@ -71,25 +76,39 @@ def load(path: Path) -> Loaded:
     if not rows:
         raise NotADataset(f"{path} holds no sample: {EXPECTED}")
     names = {name for found in rows.values() for row in found for name in row}
-    columns = _columns(names, path)
+    together = _columns(names)
+    if not together:
+        shown = ", ".join(sorted(names)[:20]) or "none"
+        raise NotADataset(f"{path} has the columns {shown}, of which none hold question and answer: {EXPECTED}")
+    wanted = PreferenceSample if "rejected" in together else InstructionSample
     splits: dict[str, list[Sample]] = {}
     skipped = 0
+    # Rows of one file may name alike things differently: each is read by the columns that it has something in.
+    forms: dict[frozenset[str], dict[str, str]] = {}
+    read: dict[str, dict[str, None]] = {}
     for split, found in rows.items():
         splits[split] = []
         for row in found:
-            made = list(_samples(row, columns))
+            own = frozenset(name for name, value in row.items() if value is not None)
+            if own not in forms:
+                forms[own] = _columns(own)
+            made = [sample for sample in _samples(row, forms[own]) if isinstance(sample, wanted)]
             splits[split] += made
             skipped += not made
+            for need, column in forms[own].items() if made else ():
+                read.setdefault(need, {})[column] = None
     if not any(splits.values()):
         raise NotADataset(
-            f"{path} has {skipped} rows, and none has text in both of its columns {_named(columns)}: {EXPECTED}"
+            f"{path} has {skipped} rows, and none has text in both of its columns {_named(together)}: {EXPECTED}"
         )
-    kind: Literal["instructions", "preferences"] = "preferences" if "rejected" in columns else "instructions"
+    kind: Literal["instructions", "preferences"] = "preferences" if "rejected" in together else "instructions"
+    columns = {need: " or ".join(names_of) for need, names_of in read.items()}
     return Loaded(str(path), kind, {split: tuple(found) for split, found in splits.items() if found}, columns, skipped)
 
 
-def _columns(names: set[str], path: Path) -> dict[str, str]:
-    """By what a sample needs, its column. Names differ by case and by spaces in many files."""
+def _columns(names: Iterable[str]) -> dict[str, str]:
+    """By what a sample needs, its column; {} where no question and answer can be had. Names differ by case and by
+    spaces in many files."""
     plain = {name.strip().lower().replace(" ", "_"): name for name in sorted(names)}
     found = {}
     for need, known in COLUMNS.items():
@@ -102,8 +121,7 @@ def _columns(names: set[str], path: Path) -> dict[str, str]:
         if "input" in plain and found["question"] != plain["input"]:
             found["input"] = plain["input"]
     elif not ("conversation" in found or ("answer" in found and "rejected" in found)):
-        shown = ", ".join(sorted(names)[:20]) or "none"
-        raise NotADataset(f"{path} has the columns {shown}, of which none hold question and answer: {EXPECTED}")
+        return {}
     return found
 
 
@@ -112,6 +130,8 @@ def _named(columns: Mapping[str, str]) -> str:
 
 
 def _samples(row: Row, columns: Mapping[str, str]) -> Iterator[Sample]:
+    """What a row with these columns holds; nothing where it has none."""
+
     def at(need: str) -> Any:
         return row.get(columns[need]) if need in columns else None
 
@@ -158,7 +178,7 @@ def _listed(value: Any) -> list[Row]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return []
     return [each for each in value if isinstance(each, Mapping)] if isinstance(value, Sequence) else []
 
@@ -235,6 +255,10 @@ def _json(path: Path) -> dict[str, list[Row]]:
         if first.startswith("{") and first.endswith("}"):
             return _json_lines(path)
         raise NotADataset(f"line {error.lineno} of {path} is not JSON ({error.msg}): mend it there") from error
+    except ValueError as error:
+        long = LONG_NUMBER.search(text)
+        line = text.count("\n", 0, long.start()) + 1 if long else 1
+        raise NotADataset(f"line {line} of {path}: {NUMBER_TOO_LONG}") from error
     rows: dict[str, list[Row]] = {}
     for split, found in _lists(value, WHOLE):
         rows.setdefault(split, []).extend(found)
@@ -258,8 +282,10 @@ def _json_lines(path: Path) -> dict[str, list[Row]]:
                 continue
             try:
                 row = json.loads(line)
-            except (ValueError, RecursionError) as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise NotADataset(f"line {number} of {path} is not JSON: each line must be one object") from error
+            except ValueError as error:
+                raise NotADataset(f"line {number} of {path}: {NUMBER_TOO_LONG}") from error
             if not isinstance(row, dict):
                 raise NotADataset(f"line {number} of {path} is no object: each line must be one")
             rows.append(row)
@@ -281,6 +307,11 @@ def _csv(path: Path) -> dict[str, list[Row]]:
                     )
                 rows.append(row)
         except csv.Error as error:
+            if "field limit" in str(error):
+                raise NotADataset(
+                    f"line {reader.line_num or 1} of {path} has a cell of more than {csv.field_size_limit():,} "
+                    "characters, or a quotation mark that nothing closes: mend it there, or write it as JSON lines"
+                ) from error
             raise NotADataset(f"line {reader.line_num} of {path} is not CSV ({error}): mend it there") from error
     return {WHOLE: rows}
 
@@ -326,7 +357,7 @@ def load_documents(path: Path) -> dict[str, str]:
     """The author's texts by id, from an export or a folder of .md and .txt files. Raises NotDocuments."""
     if path.is_dir():
         texts = {
-            file.relative_to(path).as_posix(): file.read_text("utf-8", errors="replace")
+            file.relative_to(path).as_posix(): file.read_text("utf-8-sig", errors="replace")
             for file in sorted(path.rglob("*"))
             if file.suffix.lower() in (".md", ".txt") and file.is_file()
         }

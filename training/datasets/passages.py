@@ -23,6 +23,7 @@ from corpus.chunking import (
     prose_units,
 )
 from corpus.documents import headings_below
+from training.datasets.ranges import Positive, in_order
 
 # A sign of Chinese, Japanese or Korean counts as a word.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|(?:(?![\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])[^\W_])+")
@@ -33,8 +34,11 @@ Place = Literal["whole", "opening", "middle", "closing"]
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
     """How large a passage is, in words."""
 
-    least_words: int = 40
-    most_words: int = 350
+    least_words: Positive = 40
+    most_words: Positive = 350
+
+    def __post_init__(self) -> None:
+        in_order(least_words=self.least_words, most_words=self.most_words)
 
 
 class Passage(NamedTuple):

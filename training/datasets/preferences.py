@@ -10,10 +10,11 @@ Correlations in RLHF (2023), for why the length is watched.
 
 from __future__ import annotations
 
+import codecs
 import math
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -23,6 +24,7 @@ import msgspec
 
 from training.datasets.instructions import shared
 from training.datasets.passages import words
+from training.datasets.ranges import Count, Share, SomeShare
 from training.datasets.samples import InstructionSample, Preference, PreferenceSample
 from training.datasets.wordsmith import Request
 
@@ -36,7 +38,7 @@ COMPARED = 400
 Filled = Annotated[str, msgspec.Meta(min_length=1)]
 
 
-class Rules(msgspec.Struct, frozen=True, kw_only=True):
+class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which pairs are kept.
 
     `least_words`: of either answer. `alike`: from this likeness on two answers are the same to a learner; an edit may
@@ -45,18 +47,22 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     at least `overlap` of the word 3-grams of the other, so that it says the same and more.
     """
 
-    least_words: int = 5
-    alike: float = 0.9
-    alike_edit: float = 0.98
-    ratio: float = 1.5
-    overlap: float = 0.6
+    least_words: Count = 5
+    alike: SomeShare = 0.9
+    alike_edit: SomeShare = 0.98
+    ratio: Annotated[float, msgspec.Meta(ge=1)] = 1.5
+    overlap: Share = 0.6
 
 
 class Paired(NamedTuple):
-    """Pairs in the order of what they were made from, and how much was left out by reason."""
+    """Pairs in the order of what they were made from, and how much was left out by reason.
+
+    `documents`: of each pair the ids of all that its two answers rest on, which may be more than the sample names.
+    """
 
     samples: tuple[PreferenceSample, ...]
     left_out: Counter[str]
+    documents: tuple[tuple[str, ...], ...]
 
 
 def prompts(samples: Sequence[InstructionSample]) -> list[Request]:
@@ -104,7 +110,7 @@ def paired(
                 scores={"likeness": round(likeness, 4)},
             )
         )
-    return Paired(tuple(result), left_out)
+    return Paired(tuple(result), left_out, tuple((pair.document_id,) for pair in result))
 
 
 def alike(one: str, other: str) -> float:
@@ -175,7 +181,7 @@ class NotFeedback(ValueError):
 def read_feedback(path: Path) -> list[Feedback]:
     """The feedback in a file of JSON lines, oldest first; of lines with one id the last. Raises NotFeedback."""
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     except OSError as error:
         raise NotFeedback(f"{path} cannot be read ({error.strerror}): name a file of JSON lines") from error
     found: dict[str, Feedback] = {}
@@ -207,18 +213,20 @@ def preferred(feedback: Sequence[Feedback], rules: Rules | None = None) -> Paire
     rules = rules or Rules()
     left_out: Counter[str] = Counter()
     made: list[PreferenceSample] = []
+    documents: list[tuple[str, ...]] = []
 
-    def pair(chosen: str, rejected: str, of: Feedback, most_alike: float) -> None:
+    def pair(chosen: str, rejected: str, of: Feedback, most_alike: float, rows: Iterable[Feedback]) -> None:
         likeness = alike(chosen, rejected)
         if reason := _unfit(chosen, rejected, likeness, most_alike, rules):
             left_out[reason] += 1
         else:
             made.append(_of_feedback(chosen, rejected, of, likeness))
+            documents.append(tuple(dict.fromkeys(cited.document_id for row in rows for cited in row.citations)))
 
     thumbs: defaultdict[tuple[str, str], list[Feedback]] = defaultdict(list)
     for row in feedback:
         if row.verdict == "edit":
-            pair(row.edited or "", row.answer, row, rules.alike_edit)
+            pair(row.edited or "", row.answer, row, rules.alike_edit, [row])
         else:
             thumbs[row.author, _plain(row.question)].append(row)
     for rows in thumbs.values():
@@ -236,8 +244,11 @@ def preferred(feedback: Sequence[Feedback], rules: Rules | None = None) -> Paire
             continue
         for at in range(max(len(ups), len(downs))):
             up, down = ups[at % len(ups)], downs[at % len(downs)]
-            pair(up.answer, down.answer, down, rules.alike)
-    return Paired(tuple(made), +left_out)
+            # Who else said so of one of the two may have seen other citations below it.
+            both = {_plain(up.answer), _plain(down.answer)}
+            rows_of_both = [down, *(row for row in agreed if _plain(row.answer) in both)]
+            pair(up.answer, down.answer, down, rules.alike, rows_of_both)
+    return Paired(tuple(made), +left_out, tuple(documents))
 
 
 def _of_feedback(chosen: str, rejected: str, of: Feedback, likeness: float) -> PreferenceSample:

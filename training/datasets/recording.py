@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -48,13 +49,13 @@ class Features:
 
 
 def open_recorder(settings: Settings) -> Recorder:
-    """What records the topic of these settings into the history of this home. Raises HistoryUnavailable."""
+    """What records the topic of these settings into the history of this home, which is opened when it is needed."""
     features = Features(
         settings.kafka_bootstrap_servers or "",
         settings.feature_documents_topic,
         lambda: running_addresses(settings.home).get("log_epoch", ""),
     )
-    return Recorder(features, open_history(settings))
+    return Recorder(features, partial(open_history, settings))
 
 
 @dataclass
@@ -62,14 +63,27 @@ class Recorder:
     """Records what the topic tells. `behind`: messages that were not recorded yet, None before the first look."""
 
     features: Features
-    history: History
+    open: Callable[[], History]
     behind: int | None = None
+    _history: History | None = None
     _held: dict[str, Held] | None = None
     _held_at: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _opening: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def history(self) -> History:
+        """The history, opened by whoever needs it first. Raises HistoryUnavailable."""
+        with self._opening:
+            if self._history is None:
+                self._history = self.open()
+            return self._history
 
     def run(self, stop: threading.Event) -> None:
-        """Record until stopped, or until the log is another one: call it again then. Raises FeaturesUnavailable."""
+        """Record until stopped, or until the log is another one: call it again then.
+
+        Raises FeaturesUnavailable or HistoryUnavailable.
+        """
         life = self.features.life()
         with _Reader(self.features, life, self.history) as reader:
             while not stop.is_set() and self.features.life() == life:

@@ -6,6 +6,7 @@ can be built again from it. It lies beside the files, and in the warehouse, wher
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import shutil
 from collections import Counter
@@ -22,8 +23,9 @@ from corpus.settings import Settings
 from corpus.warehouse import Erasure, Warehouse
 from training.datasets.building import Built, Ingredients, Kind, Recipe, build, digest
 from training.datasets.preferences import Feedback, length_bias, read_feedback
+from training.datasets.ranges import InvalidRecipe
 from training.datasets.samples import SPLITS, InstructionSample, PreferenceSample, Sample, Split, answered, asked
-from training.datasets.wordsmith import Recorded, Wordsmith, Written
+from training.datasets.wordsmith import Recorded, Request, Wordsmith, Written, key
 from training.runs import code_revision
 
 if TYPE_CHECKING:
@@ -44,10 +46,6 @@ class UnknownDataset(LookupError):
     """There is no such dataset version; the message says where they are listed."""
 
 
-class InvalidRecipe(ValueError):
-    """A file that is no recipe; the message says what is wrong with it."""
-
-
 class CannotRebuild(RuntimeError):
     """A version cannot be built again as it was; the message says what is in the way."""
 
@@ -61,12 +59,13 @@ class Lineage(msgspec.Struct, frozen=True):
     family: str
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is known of a dataset version.
+class Outline(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a dataset version but for its documents and its recipe.
 
     `id`: kind and the first digits of `hash`; `as_of`, `sequence`: the time asked for, if any, and the last row of the
-    document history that was seen; `generation`: which recipes cleaned the documents; `documents`: those that samples
-    rest on; `document_ids`: the same by id; `left_out`: by reason; `notes`: what a gate could not look at.
+    document history that was seen; `generation`: which recipes cleaned the documents; `left_out`: by reason; `notes`:
+    what a gate could not look at; `read`: SHA-256 of the feedback that it rests on, of what a model was asked for it
+    (`requests`) and of what that wrote (`words`).
     """
 
     id: str
@@ -77,14 +76,35 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     generation: str
     as_of: datetime | None
     sequence: int
-    recipe: Recipe
     splits: dict[str, int]
-    document_ids: tuple[str, ...]
-    documents: tuple[Lineage, ...]
     code_revision: str | None
     statistics: dict[str, Any]
     left_out: dict[str, int] = {}
     notes: dict[str, str] = {}
+    read: dict[str, str] = {}
+
+
+class _Sources(msgspec.Struct, frozen=True):
+    """What a version rests on, of its record."""
+
+    sequence: int
+    documents: tuple[Lineage, ...]
+
+
+class Listed(Outline, frozen=True, kw_only=True):
+    """A version in a list. `document_count`: documents that it rests on; `recipe`: as it is stored."""
+
+    document_count: int
+    recipe: dict[str, Any]
+
+
+class Record(Outline, frozen=True, kw_only=True):
+    """All that is known of a version. `documents`: those that samples rest on; `document_ids`: the same by id, and what
+    was cited and is not in the history."""
+
+    recipe: Recipe
+    document_ids: tuple[str, ...]
+    documents: tuple[Lineage, ...]
 
 
 class Store:
@@ -122,7 +142,7 @@ class Store:
         self._say("reading the document history")
         documents = self._history.documents(as_of=as_of, sequence=sequence, generation=generation)
         feedback = self._feedback(recipe.feedback)
-        built, samples_hash = self._built(recipe, documents, feedback, wordsmith, embed)
+        built, samples_hash, read = self._built(recipe, documents, feedback, wordsmith, embed)
         record = Record(
             id=f"{recipe.kind}-{samples_hash[:DIGITS]}",
             name=name,
@@ -139,10 +159,11 @@ class Store:
             statistics=statistics(built.splits, recipe.kind),
             left_out=dict(built.left_out),
             notes=dict(built.notes),
+            read=read,
         )
         known = self._known(record.id)
         # The same samples under the name that was asked for now.
-        record = msgspec.structs.replace(known, name=name) if known is not None else record
+        record = msgspec.structs.replace(known, name=name, read=read) if known is not None else record
         self._keep(record, built)
         return record
 
@@ -155,33 +176,33 @@ class Store:
         self._refuse_gone(record)
         documents = self._history.documents(as_of=record.as_of, sequence=record.sequence, generation=record.generation)
         feedback = self._feedback(record.recipe.feedback)
-        built, samples_hash = self._built(record.recipe, documents, feedback, None, embed)
+        built, samples_hash, read = self._built(record.recipe, documents, feedback, None, embed)
         if samples_hash != record.hash:
-            here = code_revision()
-            other = f" (built by {record.code_revision}, here is {here})" if here != record.code_revision else ""
-            raise CannotRebuild(
-                f"what {record.id} is built to now has another hash ({samples_hash[:DIGITS]}): the program that makes "
-                f"samples has changed{other}; take that version of it, or build a new version"
-            )
+            other = f"what {record.id} is built to now has another hash ({samples_hash[:DIGITS]})"
+            raise CannotRebuild(f"{other}: {_why_other(record, read)}")
         self._keep(record, built)
         return record
 
-    def records(self) -> list[Record]:
-        """The record of every version, newest first."""
-        return [_from_plain(each) for each in self._warehouse.built("datasets") if "recipe" in each]
+    def listed(self) -> list[Listed]:
+        """Every version, newest first; which documents they rest on is not read."""
+        return [msgspec.convert(each, Listed) for each in self._warehouse.datasets() if "recipe" in each]
 
     def record(self, id: str) -> Record:
-        """The record that an id, the beginning of one, or a name (its newest version) means. Raises UnknownDataset."""
-        records = self.records()
-        found = [each for each in records if id == each.id] or [each for each in records if id == each.name][:1]
-        found = found or [each for each in records if id and each.id.startswith(id)]
+        """The record that an id, the beginning of one, or a name (its newest version) means.
+
+        Raises UnknownDataset, and InvalidRecipe where its recipe is none any more.
+        """
+        listed = self.listed()
+        found = [each for each in listed if id == each.id] or [each for each in listed if id == each.name][:1]
+        found = found or [each for each in listed if id and each.id.startswith(id)]
         if len(found) > 1:
             raise UnknownDataset(f"{id!r} is the beginning of {', '.join(each.id for each in found)}: give more of it")
-        if not found:
+        record = self._known(found[0].id) if found else None
+        if record is None:
             raise UnknownDataset(f"there is no dataset {id!r}: `twin dataset list` shows them")
-        return found[0]
+        return record
 
-    def folder(self, record: Record) -> Path:
+    def folder(self, record: Outline) -> Path:
         """Where the files of a version lie. Raises UnknownDataset where they are not on this machine."""
         folder = self.directory / record.id
         if not (folder / RECORD).is_file():
@@ -190,17 +211,21 @@ class Store:
             )
         return folder
 
-    def states(self, records: Iterable[Record]) -> list[str]:
+    def states(self, records: Iterable[Outline]) -> list[str]:
         """Whether the files of each version are here: `here`, `record only`, or `erased` for good."""
         self._history.refresh()
         there, erasures = self._history.versions(), self._warehouse.erasures({})
+        erased = sorted({id for erasure in erasures for id in erasure.document_ids})
+        touched = set(self._warehouse.built_from(erased)["datasets"])
 
-        def state(record: Record) -> str:
-            if _erased(_gone(record, there), erasures) is not None:
+        def state(id: str) -> str:
+            # The document may have come back since, and the version be built of it as it is now.
+            found = self._warehouse.built("datasets", id) if id in touched else []
+            if any(_erased(_gone(msgspec.convert(each, _Sources), there), erasures) for each in found):
                 return "erased"
-            return "here" if (self.directory / record.id / RECORD).is_file() else "record only"
+            return "here" if (self.directory / id / RECORD).is_file() else "record only"
 
-        return [state(record) for record in records]
+        return [state(record.id) for record in records]
 
     def take_in(self, path: Path | None) -> tuple[str, ...]:
         """Keep the feedback in a file of JSON lines, if one is named; the ids of all there is. Raises NotFeedback."""
@@ -221,9 +246,10 @@ class Store:
         feedback: Sequence[Feedback],
         wordsmith: Wordsmith | None,
         embed: Embed | None,
-    ) -> tuple[Built, str]:
+    ) -> tuple[Built, str, dict[str, str]]:
+        """What the recipe makes, the hash of its samples, and SHA-256 of what was read for it."""
         recorded = (
-            Recorded(wordsmith, _Kept(self._warehouse, recipe.wordsmith), recipe.wordsmith)
+            _Heard(Recorded(wordsmith, _Kept(self._warehouse, recipe.wordsmith), recipe.wordsmith))
             if recipe.wordsmith
             else None
         )
@@ -233,7 +259,8 @@ class Store:
             built = build(recipe, Ingredients(documents, recorded, embed, texts, feedback))
         finally:
             self._forget_erased()
-        return built, digest(recipe.kind, built.splits)
+        said = recorded.said if recorded is not None else {}
+        return built, digest(recipe.kind, built.splits), _read(feedback, said)
 
     def _feedback(self, ids: Sequence[str]) -> list[Feedback]:
         found = {each["feedback_id"]: each for each in self._warehouse.feedback()} if ids else {}
@@ -245,7 +272,11 @@ class Store:
         return sorted((msgspec.convert(found[id], Feedback) for id in ids), key=lambda row: (row.at, row.feedback_id))
 
     def _known(self, id: str) -> Record | None:
-        return next((_from_plain(each) for each in self._warehouse.built("datasets", id)), None)
+        plain = next(iter(self._warehouse.built("datasets", id)), None)
+        try:
+            return msgspec.convert(plain, Record) if plain is not None else None
+        except msgspec.ValidationError as error:
+            raise InvalidRecipe(f"the record of {id} cannot be read ({error}): build a new version") from error
 
     def _keep(self, record: Record, built: Built) -> None:
         """The record first: a folder without one would be hidden from an erasure. An erasure takes the rows of the
@@ -287,7 +318,7 @@ class Store:
             self._warehouse.delete_told(sorted(erased - {id for id, _ in self._history.versions()}))
 
 
-def _gone(record: Record, there: Mapping[tuple[str, int], int]) -> set[str]:
+def _gone(record: Record | _Sources, there: Mapping[tuple[str, int], int]) -> set[str]:
     """Ids of the documents of a version whose rows the history, which has these states, does not have any more."""
     first = [(each.document_id, there.get((each.document_id, each.version))) for each in record.documents]
     return {id for id, sequence in first if sequence is None or sequence > record.sequence}
@@ -307,8 +338,43 @@ class _Kept(dict[str, Written]):
         self._warehouse = warehouse
 
     def __setitem__(self, key: str, written: Written) -> None:
-        self._warehouse.record_told("written", {key: msgspec.to_builtins(written)})
-        super().__setitem__(key, written)
+        # Two builds at once may ask the same: both take what came first.
+        kept = self._warehouse.keep_written(key, msgspec.to_builtins(written))
+        super().__setitem__(key, msgspec.convert(kept, Written))
+
+
+class _Heard:
+    """A wordsmith that notes what it said to each request; `said`: by the request's key."""
+
+    def __init__(self, inner: Wordsmith) -> None:
+        self.said: dict[str, str | None] = {}
+        self._inner, self.name = inner, inner.name
+
+    def write(self, requests: Sequence[Request]) -> list[str | None]:
+        texts = self._inner.write(requests)
+        self.said.update(zip((key(request, self.name) for request in requests), texts, strict=True))
+        return texts
+
+
+def _read(feedback: Sequence[Feedback], said: Mapping[str, str | None]) -> dict[str, str]:
+    """SHA-256 of what a version was made of beside documents, by what it is; nothing of what there is none of."""
+    parts: dict[str, Any] = {"feedback": feedback, "requests": sorted(said), "words": sorted(said.items())}
+    return {name: hashlib.sha256(msgspec.json.encode(part)).hexdigest() for name, part in parts.items() if part}
+
+
+def _why_other(record: Record, read: Mapping[str, str]) -> str:
+    """Why a version, built again, has other samples, and what to do."""
+    other = {name for name, digest in record.read.items() if read.get(name) != digest}
+    if "feedback" in other:
+        return (
+            "feedback that it rests on was replaced since, under the same ids; take in the former lines (--feedback), "
+            "or build a new version"
+        )
+    if "words" in other and "requests" not in other:
+        return f"what {record.recipe.wordsmith} wrote for it was replaced since; build a new version"
+    here = code_revision()
+    by = f" (built by {record.code_revision}, here is {here})" if here != record.code_revision else ""
+    return f"the program that makes samples has changed{by}; take that version of it, or build a new version"
 
 
 # Files
@@ -363,9 +429,13 @@ def read_recipe(path: Path) -> Recipe:
         return msgspec.yaml.decode(path.read_bytes(), type=Recipe)
     except OSError as error:
         raise InvalidRecipe(f"{path} cannot be read ({error.strerror}): name a recipe") from error
-    except msgspec.DecodeError as error:
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$.")
+        field = f"{place.rstrip('`')}: " if place else ""
         known = ", ".join(Recipe.__struct_fields__)
-        raise InvalidRecipe(f"{path}: {error}; a recipe has {known}") from error
+        raise InvalidRecipe(f"{path}: {field}{reason[:1].lower()}{reason[1:]}; a recipe has {known}") from error
+    except msgspec.DecodeError as error:
+        raise InvalidRecipe(f"{path} is not YAML ({error}): a dataset's card shows its recipe") from error
 
 
 # Evaluation sets
@@ -387,7 +457,8 @@ def evaluation_texts(settings: Settings, wanted: Mapping[str, str]) -> dict[str,
                 f"the evaluation set {name} {'is gone' if content is None else 'has changed'}: put the file back as it "
                 f"was ({settings.home / 'evaluation'}), or build a new version"
             )
-        texts[name] = [text for line in content.splitlines() if line.strip() for text in _texts(line, name)]
+        lines = content.removeprefix(codecs.BOM_UTF8).splitlines()
+        texts[name] = [text for line in lines if line.strip() for text in _texts(line, name)]
     return texts
 
 
@@ -493,10 +564,6 @@ def difference(one: Record, other: Record, samples: Mapping[str, Mapping[Split, 
 def _plain(record: Record) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(record, builtin_types=(datetime,))
     return plain
-
-
-def _from_plain(plain: Mapping[str, Any]) -> Record:
-    return msgspec.convert(plain, Record)
 
 
 def _count(number: int, noun: str) -> str:
