@@ -27,11 +27,10 @@ if TYPE_CHECKING:
 WRITER, LOCK = "sequence", "history.lock"
 # A commit makes a file; so many are joined to one, and what a reader may still have open is kept for this long.
 FILES_TOGETHER, READERS_HOURS = 100, 1
-# Of each document the newest row for which `where` holds.
+# Of each document the newest row for which `where` holds, found without its text: to sort texts takes their room again.
 NEWEST = """
-select {columns} from (
-    select *, row_number() over (partition by document_id order by sequence desc) as place from history where {where}
-) where place = 1"""
+select {columns} from history
+where sequence in (select max(sequence) from history where {where} group by document_id)"""
 NEVER = "1970-01-01T00:00:00+00:00"
 
 
@@ -151,6 +150,11 @@ class History:
         """The first row of every state that is there, by the document's id and version."""
         told = "select document_id, version, min(sequence) as first from history where not gone group by 1, 2"
         return {(row["document_id"], row["version"]): row["first"] for row in self._asked(told)}
+
+    def begun(self) -> dict[str, datetime]:
+        """When downstream was told of the first state of each document that is there."""
+        told = "select document_id, min(recorded_at) as first from history where not gone group by 1"
+        return {row["document_id"]: row["first"] for row in self._asked(told)}
 
     def bylines(self) -> list[tuple[str, str, str]]:
         """Id, author's id and author's name of every document that there ever was, once for each name."""

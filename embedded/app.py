@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -457,10 +458,29 @@ def keep_complete(generations: Generations, recorder: Recorder, stack: ExitStack
         watch.start()
 
 
+def opened(recorder: Recorder, end: Callable[[], None]) -> Future[History]:
+    """The document history, opened in a thread: it takes some tenths of a second, for which nobody who asks need wait.
+
+    `end` is called when it cannot be opened.
+    """
+    opening: Future[History] = Future()
+
+    def open_it() -> None:
+        try:
+            opening.set_result(recorder.history)
+        except BaseException as error:
+            opening.set_exception(error)
+            end()
+
+    threading.Thread(target=open_it, name="opening the history", daemon=True).start()
+    return opening
+
+
 def serve(settings: Settings, port: int, *, with_stream: bool) -> None:
     """Run the app on `port` until SIGTERM or Ctrl-C; with the dataflow where this process owns the index.
 
-    Raises EmbedderUnavailable, IndexUnavailable, WarehouseUnavailable, or what the app refuses its settings with.
+    Raises EmbedderUnavailable, IndexUnavailable, WarehouseUnavailable, HistoryUnavailable, or what the app refuses its
+    settings with.
     """
     import signal
 
@@ -521,7 +541,14 @@ def serve(settings: Settings, port: int, *, with_stream: bool) -> None:
                 app, host=settings.host, port=port, log_level="warning", timeout_graceful_shutdown=2, lifespan="on"
             )
         )
+
+        def end() -> None:
+            server.should_exit = True
+
+        opening = opened(recorder, end)
         asyncio.run(server.serve())
+        # A history that cannot be opened ended the server.
+        opening.result()
 
 
 def _probe(generations: Generations, stack: ExitStack) -> Probe:
@@ -572,4 +599,8 @@ def follow(settings: Settings, workers: int, metrics_port: int | None = None) ->
         stack.callback(watch.stop)
         watch.start()
         keep_complete(generations, recorder, stack)
+        opening = opened(recorder, ended.set)
         ended.wait()
+        if opening.done():
+            # A history that cannot be opened ended it.
+            opening.result()

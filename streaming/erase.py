@@ -6,9 +6,7 @@ What is to go is written down first, as ids alone, so an erasure that a crash br
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,10 +20,11 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 
 from corpus.batches import batches
 from corpus.closed_generations import count_closed, erase_closed
-from corpus.documents import canonical_url
-from corpus.files import abandoned_folders
+from corpus.documents import author_identity, canonical_url
 from corpus.index import QdrantIndex, author_keys
 from corpus.warehouse import Erasure, Warehouse
+from streaming import built
+from streaming.built import ERASED
 from streaming.changes import document_of_key
 from streaming.clients import LogFailed, consumer, noting, partitions_of, producer
 
@@ -35,9 +34,10 @@ if TYPE_CHECKING:
     from streaming.log import Log
 
 SCHEMA_VERSION = ("schema-version", b"1")
-ERASED = "(erased)"
 # Ids in one question to the index.
 TOGETHER = 1_000
+# Files that the receipt names.
+SHOWN = 5
 PATIENCE = 30.0
 # Characters of an id from which it is found without quotes; ours have 36, ObjectIds 24.
 LONG_ID = 16
@@ -161,12 +161,15 @@ def finish(reach: Reach, erasure: Erasure, went_on: Callable[[str], None] = lamb
     if erasure.state != "done":
         erasure = _carry_out(reach, erasure, went_on)
     kinds = _kinds(reach.warehouse, erasure)
+    anew = built.ingested_again(reach.history(), erasure.document_ids)
+    stale = built.resting(reach.warehouse, anew, erasure.document_ids)
     places = [
-        *_warehouse_places(reach, erasure, kinds),
+        *_warehouse_places(reach, erasure, kinds, anew),
         *_index_places(reach, erasure, kinds),
         *_log_places(reach, erasure, kinds),
         *_history_places(reach, erasure),
-        *_file_places(reach, erasure, kinds),
+        *_file_places(reach, erasure, kinds, stale["datasets"]),
+        _elsewhere(stale["datasets"]),
     ]
     left = sum(place.left or 0 for place in places)
     reach.warehouse.record_erasure(msgspec.structs.replace(erasure, state="left" if left else "done"))
@@ -178,7 +181,7 @@ def finish(reach: Reach, erasure: Erasure, went_on: Callable[[str], None] = lamb
         "authors": list(erasure.author_ids),
         "ingested_again": kinds.again,
         "places": [msgspec.to_builtins(each) for each in places],
-        "stale": reach.warehouse.built_from(erasure.document_ids),
+        "stale": stale,
         "left": left,
     }
 
@@ -212,7 +215,13 @@ def _carry_out(reach: Reach, erasure: Erasure, went_on: Callable[[str], None]) -
     went_on("history")
     erasure = noted({"versions": reach.history().erase(_meant(erasure))})
     went_on("versions")
-    erasure = noted({**_delete_datasets(reach, ids), "told": reach.warehouse.delete_told(ids)})
+    # Once more: what was built or said since the names were taken out.
+    leaving = _leaving(reach.warehouse, erasure)
+    erasure = noted(built.forget_authors(reach.warehouse, lambda name: author_identity(name) in leaving))
+    anew = built.ingested_again(reach.history(), ids)
+    told = built.delete_texts(reach.warehouse, anew, ids)
+    stale = built.resting(reach.warehouse, anew, ids)["datasets"]
+    erasure = noted({**built.delete_datasets(reach.settings, reach.warehouse, stale), "told": told})
     went_on("datasets")
     renewed = reach.renew()
     if renewed:
@@ -229,44 +238,6 @@ def _meant(erasure: Erasure) -> Callable[[str, datetime], bool]:
     """Whether a version of a document, known by id and when it was read, is what was to be erased."""
     ids, postdated = set(erasure.document_ids), set(erasure.postdated)
     return lambda id, read: id in ids and (read <= erasure.erased_at or (id, read) in postdated)
-
-
-def _dataset_folders(reach: Reach, ids: Sequence[str]) -> list[Path]:
-    """Where samples of these documents lie: the files of every dataset that was built from one of them."""
-    directory = reach.settings.datasets_directory
-    found = [directory / id for id in reach.warehouse.built_from(ids)["datasets"]]
-    # Those that a process was writing when it was killed; whoever is still writing finds the history without its rows.
-    return [*(folder for folder in found if folder.is_dir()), *abandoned_folders(directory)]
-
-
-class _Evaluated(msgspec.Struct):
-    """What an evaluation says of the dataset that its samples are of."""
-
-    dataset: str = ""
-
-
-def _evaluations(reach: Reach, ids: Sequence[str]) -> list[Path]:
-    """Evaluations of models in this home that quote these documents, as their own files and as copies for MLflow."""
-    stale = set(reach.warehouse.built_from(ids)["datasets"])
-    found: list[Path] = []
-    for path in reach.settings.home.rglob("evaluation.json") if stale else ():
-        with suppress(OSError, msgspec.DecodeError):
-            if msgspec.json.decode(path.read_bytes(), type=_Evaluated).dataset in stale:
-                found.append(path)
-    return found
-
-
-def _delete_datasets(reach: Reach, ids: Sequence[str]) -> dict[str, int]:
-    """Delete the files of datasets that hold these documents, and of evaluations that quote them; how many of each.
-    Their records stay, which have no word of them."""
-    folders, evaluations = _dataset_folders(reach, ids), _evaluations(reach, ids)
-    for path in evaluations:
-        for report in path.parent.glob("*.html"):
-            report.unlink()
-        path.unlink()
-    for folder in folders:
-        shutil.rmtree(folder)
-    return {"datasets": len(folders), "evaluations": len(evaluations)}
 
 
 def _opened(reach: Reach) -> set[str]:
@@ -316,12 +287,12 @@ def _kinds(warehouse: Warehouse, erasure: Erasure) -> _Kinds:
 
 
 def _unname(reach: Reach, erasure: Erasure) -> dict[str, int]:
-    """Take documents and authors out of the records of crawls, which know them by address and name alone; what is there
-    of the documents is counted, as long as it is."""
+    """Take documents and authors out of the records of crawls, which know them by address and name alone, and authors
+    who leave out of those of datasets; what is there of the documents is counted, as long as it is."""
     former = _kinds(reach.warehouse, erasure).former
-    authored = {author for document, author, _ in reach.warehouse.bylines() if document not in set(former)}
-    leaving = set(erasure.author_ids) - authored
-    names = {_plain(name) for id, name in reach.warehouse.authors().items() if id in leaving}
+    leaving = _leaving(reach.warehouse, erasure, former)
+    named = [*reach.warehouse.authors().items(), *((author, name) for _, author, name in reach.warehouse.bylines())]
+    names = {_plain(name) for id, name in named if id in leaving and _plain(name)}
     addresses = reach.warehouse.addresses(former)
 
     def naming() -> list[dict[str, Any]]:
@@ -336,9 +307,16 @@ def _unname(reach: Reach, erasure: Erasure) -> dict[str, int]:
         "documents": len(former),
         "crawls": len(crawls),
         "crawls_left": len(naming()),
+        **built.forget_authors(reach.warehouse, lambda name: _plain(name) in names or author_identity(name) in leaving),
         "chunks": _chunks(reach, former),
         "texts": _texts(reach, former),
     }
+
+
+def _leaving(warehouse: Warehouse, erasure: Erasure, former: Collection[str] = ()) -> set[str]:
+    """Ids of the erasure's authors who have no document but the former ones."""
+    going = set(former)
+    return set(erasure.author_ids) - {author for document, author, _ in warehouse.bylines() if document not in going}
 
 
 def _plain(name: str) -> str:
@@ -508,7 +486,7 @@ def _said(capture: Path) -> bytes:
 # The last look
 
 
-def _warehouse_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Place]:
+def _warehouse_places(reach: Reach, erasure: Erasure, kinds: _Kinds, anew: built.Anew) -> Iterator[Place]:
     found = erasure.found
     yield Place(
         "warehouse: documents", found["documents"], len(kinds.former), "counted by id, but those ingested again since"
@@ -525,8 +503,16 @@ def _warehouse_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator
         else "not checked: MongoDB's oplog keeps deleted documents for its own retention (`rs.printReplicationInfo()`)"
     )
     yield Place("warehouse: history", found["history"], versions, check)
-    check = "what language models wrote for datasets and people said of answers, counted by document"
-    yield Place("warehouse: written and feedback", found["told"], reach.warehouse.count_told(kinds.gone), check)
+    leaving = _leaving(reach.warehouse, erasure)
+    named, said = built.naming_authors(reach.warehouse, lambda name: author_identity(name) in leaving)
+    check = "the authors that records of datasets name, compared with those who have no document left"
+    yield Place("warehouse: datasets", found.get("named", 0), len(named), check)
+    check = (
+        "what language models wrote for datasets and people said of answers, counted by document and by author who has "
+        "none left; feedback that cites no document is not known to rest on these, and goes with its author alone"
+    )
+    texts = built.count_texts(reach.warehouse, anew, erasure.document_ids) + len(said)
+    yield Place("warehouse: written and feedback", found["told"] + found.get("said", 0), texts, check)
 
 
 def _index_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Place]:
@@ -582,17 +568,35 @@ def _history_places(reach: Reach, erasure: Erasure) -> Iterator[Place]:
     yield Place("history: versions", erasure.found["versions"], left, check)
 
 
-def _file_places(reach: Reach, erasure: Erasure, kinds: _Kinds) -> Iterator[Place]:
+def _file_places(reach: Reach, erasure: Erasure, kinds: _Kinds, stale: Sequence[str]) -> Iterator[Place]:
     files = (path for path in reach.settings.log_directory.glob("*") if path.is_file())
     logs = sum(_names(path.read_bytes(), kinds.gone) for path in files)
     capture = int(_names(_said(reach.settings.home / "capture"), kinds.gone))
     check = "the datasets that were built from the documents; their records say what they were"
-    stale = len(_dataset_folders(reach, kinds.gone))
-    yield Place("files: datasets", erasure.found["datasets"], stale, check)
-    quoting = len(_evaluations(reach, kinds.gone))
-    yield Place("files: evaluations", erasure.found["evaluations"], quoting, "known by the dataset that they are of")
+    folders = built.dataset_folders(reach.settings, reach.warehouse, stale)
+    yield Place("files: datasets", erasure.found["datasets"], len(folders), check)
+    quoting, unread = built.evaluations(reach.settings.home, stale)
+    check = "known by the dataset that they are of"
+    if unread:
+        more = f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else ""
+        check += (
+            f"; {', '.join(map(str, unread[:SHOWN]))}{more} cannot be read, so nobody knows what is quoted there: mend "
+            "or remove it, with the report beside it, and then `twin erase --resume`"
+        )
+    yield Place("files: evaluations", erasure.found["evaluations"], len(quoting) + len(unread), check)
     yield Place("files: logs", erasure.found["logs"], logs, "emptied, then read for the ids")
     yield Place("files: capture", 0, capture, "the reason in its status, read for the ids; the rest is a position")
+
+
+def _elsewhere(stale: Sequence[str]) -> Place:
+    """What was copied to where nobody here can look, which only what was built can have been."""
+    check = (
+        "not checked: exports of the datasets under `stale`, evaluations of models on them that lie outside of the "
+        "home, and what an MLflow server or a hub was given of them: delete it there"
+        if stale
+        else "no dataset was built from the documents, so there can be no copies"
+    )
+    return Place("elsewhere: copies", 0, None if stale else 0, check)
 
 
 def _settings_of(bootstrap: str, topic: str) -> dict[str, str]:

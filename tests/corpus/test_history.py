@@ -149,6 +149,25 @@ def test_a_reader_whose_place_in_the_log_was_removed_reads_on(history: History, 
     assert (late.last(), late.position("topic/0"), texts(late)) == (3, 1, {"b": "bee", "c": "sea"})
 
 
+def test_of_an_erased_document_that_came_again_the_history_knows_since_when(history: History) -> None:
+    recorded(history, told("a", "one", 1), told("b", "bee", 2), told("a", None, 3))
+    recorded(history, told("a", "again", 5, version=2), told("a", "again, and more", 6, version=3))
+    assert history.begun() == {"a": START + timedelta(minutes=1), "b": START + timedelta(minutes=2)}
+
+    history.erase(lambda id, read: id == "a" and read < START + timedelta(minutes=4))
+
+    assert history.begun() == {"a": START + timedelta(minutes=5), "b": START + timedelta(minutes=2)}
+
+
+def test_the_newest_of_many_versions_is_read_with_its_own_text(history: History) -> None:
+    for number in range(3):
+        recorded(history, *(told(f"d{id}", f"{id} of {number}", number, version=number + 1) for id in range(20)))
+    recorded(history, told("d0", None, 5))
+
+    assert texts(history) == {f"d{id}": f"{id} of 2" for id in range(1, 20)}
+    assert {id: held.version for id, held in history.held().items()} == {f"d{id}": 3 for id in range(20)}
+
+
 def holds(path: Path, text: str) -> bool:
     return text.encode() in path.read_bytes()
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
-from corpus.history import open_history
+from corpus.history import HistoryUnavailable, open_history
 from corpus.settings import load
-from embedded.app import Twice
-from training.datasets.recording import Features, FeaturesUnavailable, Recorder
+from embedded.app import Twice, opened
+from training.datasets.recording import Features, FeaturesUnavailable, Recorder, open_recorder
 
 TOPIC = "twin.features.documents"
 
@@ -72,7 +72,7 @@ def broker(brokers: list[Broker]) -> Broker:
 def recorder_of(tmp_path: Path) -> Callable[..., Recorder]:
     def made(broker: Broker, life: str = "first") -> Recorder:
         return Recorder(
-            Features(broker.bootstrap, TOPIC, lambda: life), open_history(load({"TWIN_HOME": str(tmp_path)}))
+            Features(broker.bootstrap, TOPIC, lambda: life), lambda: open_history(load({"TWIN_HOME": str(tmp_path)}))
         )
 
     return made
@@ -178,10 +178,21 @@ def test_a_log_that_is_away_is_told(
 ) -> None:
     monkeypatch.setattr("training.datasets.recording.ASK_SECONDS", 0.5)
     recorder = recorder_of(broker)
-    away = Recorder(Features("127.0.0.1:9", TOPIC, lambda: "first"), recorder.history)
+    away = Recorder(Features("127.0.0.1:9", TOPIC, lambda: "first"), lambda: recorder.history)
 
     with pytest.raises(FeaturesUnavailable, match="twin status"):
         away.catch_up()
+
+
+def test_a_history_that_cannot_be_opened_ends_the_app_that_did_not_wait_for_it(tmp_path: Path) -> None:
+    (tmp_path / "history").write_text("no table")
+    recorder, ended = open_recorder(load({"TWIN_HOME": str(tmp_path)})), threading.Event()
+
+    opening = opened(recorder, ended.set)
+
+    assert ended.wait(30)
+    with pytest.raises(HistoryUnavailable, match="check the disk's space and rights"):
+        opening.result()
 
 
 def test_the_end_of_a_document_that_no_message_tells_is_noted_when_it_is_certain(
