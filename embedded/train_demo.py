@@ -79,7 +79,7 @@ def demonstrate(settings: Settings, start: float) -> int:
         "  thousandth of the size of one that writes. The path is the same for a large one: docs/training.md.\n"
         f"  the report:     {preferred / 'evaluation' / 'report.html'}\n"
         f"  the page:       {address}\n"
-        "  go back to quotations: .venv/bin/twin down, and remove deployment.json from the home\n"
+        "  go back to quotations: .venv/bin/twin model deploy --withdraw\n"
         "  stop everything:       make down\n"
     )
     return 0 if (answer["mode"], answer["model"]) == ("generated", version) else 1

@@ -25,12 +25,14 @@ class Quantiles(TypedDict):
 
 class ModelFigures(TypedDict):
     """How a version did since the app started: `answers`: how often it was asked for one; `failed`: how often it gave
-    none or not all of it; `seconds`: to the last word, over the latest answers that it finished; `supported`: the share
-    of finished answers whose every statement names a passage. None before there is one."""
+    none or not all of it; `seconds`: to the last word, over the latest answers that it finished, which `latest` has
+    each, the newest last; `supported`: the share of finished answers whose every statement names a passage. None before
+    there is one."""
 
     answers: int
     failed: int
     seconds: Quantiles
+    latest: list[float]
     supported: float | None
 
 
@@ -48,6 +50,7 @@ class Tally:
             "answers": self.answers,
             "failed": self.failed,
             "seconds": {"p50": p50, "p95": p95},
+            "latest": [round(seconds, 3) for seconds in self.seconds],
             "supported": round(self.supported / finished, 4) if finished else None,
         }
 

@@ -208,6 +208,19 @@ def test_a_canary_is_taken_back_and_then_there_is_none(home: Path, releases: Rel
             refused()
 
 
+def test_what_is_withdrawn_gives_no_answers_and_its_server_ends(home: Path, releases: Releases) -> None:
+    first = releases.champion("first")
+    server = deploying.serve(home, first, wait=20, command=tiny_server)
+    put(home, first, url=server.url)
+    put(home, releases.candidate("second"))
+
+    assert deploying.withdraw(home) == ["twin-1", "twin-2"]
+
+    assert (read(home), servers.runs(server)) == (Deployment(), False)
+    assert deploying.withdraw(home) == []
+    assert releases.registry.version("twin-1").state == "champion"
+
+
 def test_a_deployment_that_cannot_be_read_is_not_written_over(home: Path, releases: Releases) -> None:
     (home / "deployment.json").write_text('{"champion": 7}')
 
@@ -295,21 +308,31 @@ def test_intervals_of_shares_are_those_of_the_papers() -> None:
     assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
 
 
-GOOD = Counts(answers=200, failed=2, p95=1.0)
+def timed(answers: int, failed: int = 0, pace: float = 1.0) -> Counts:
+    """Its finished answers took from half to one and a half times `pace` seconds, evenly."""
+    finished = answers - failed
+    seconds = tuple(pace * (0.5 + (at * 7 % finished) / finished) for at in range(finished))
+    return Counts(answers=answers, failed=failed, seconds=seconds)
+
+
+GOOD = timed(200, failed=2)
 
 
 @pytest.mark.parametrize(
     ("canary", "what", "told"),
     [
-        (Counts(answers=40, failed=0, p95=1.1), "promote", "0 of 40"),
-        (Counts(answers=40, failed=25, p95=1.0), "take back", "25 of 40"),
-        (Counts(answers=40, failed=8, p95=1.0), "wait", "8 of 40"),
-        (Counts(answers=40, failed=0, p95=1.6), "take back", "up to 1.60 s"),
-        (Counts(answers=3, failed=3, p95=None), "wait", "3 of 20 answers"),
-        (Counts(answers=40, failed=40, p95=None), "take back", "40 of 40"),
+        (timed(80), "promote", "0 of 80"),
+        (timed(40, failed=25), "take back", "25 of 40"),
+        (timed(80, failed=16), "wait", "16 of 80"),
+        (timed(80, pace=1.9), "take back", "1.89 times as long"),
+        (timed(25, pace=4.0), "take back", "3.91 times as long"),
+        (timed(80, pace=1.5), "wait", "1.49 times as long"),
+        (timed(59), "wait", "finished 59 of the 60 answers"),
+        (timed(3, failed=3), "wait", "3 of 20 answers"),
+        (timed(40, failed=40), "take back", "40 of 40"),
     ],
 )
-def test_a_canary_is_judged_by_the_interval_of_its_failures_and_by_its_slowest_answers(
+def test_a_canary_is_judged_by_the_intervals_of_its_failures_and_of_its_slowest_answers(
     canary: Counts, what: str, told: str
 ) -> None:
     verdict = compare(canary, GOOD, CanaryRules())
@@ -319,17 +342,49 @@ def test_a_canary_is_judged_by_the_interval_of_its_failures_and_by_its_slowest_a
 
 
 def test_a_champion_that_is_hardly_asked_is_no_measure() -> None:
-    verdict = compare(GOOD, Counts(answers=5, failed=0, p95=1.0), CanaryRules())
+    verdict = compare(GOOD, timed(5), CanaryRules())
 
     assert (verdict.what, verdict.reasons) == ("wait", ("the champion gave 5 of 20 answers",))
 
 
 def told_by_app(**counts: tuple[int, int]) -> dict[str, Any]:
     models = {
-        name.replace("_", "-"): {"answers": asked, "failed": failed, "seconds": {"p50": 0.5, "p95": 1.0}}
+        name.replace("_", "-"): {"answers": asked, "failed": failed, "latest": [1.0] * (asked - failed)}
         for name, (asked, failed) in counts.items()
     }
     return {"models": models}
+
+
+def test_what_either_answered_before_the_canary_began_is_not_compared(home: Path, releases: Releases) -> None:
+    put(home, releases.champion("first"))
+    put(home, releases.candidate("second"))
+    note_baseline(home, {"models": {"twin-1": {"answers": 400, "failed": 0, "latest": [9.0] * 400}}})
+
+    def told(champion: list[float], canary: list[float]) -> dict[str, Any]:
+        latest = {"twin-1": ([9.0] * 400 + champion)[-500:], "twin-2": canary}
+        answers = {"twin-1": 400 + len(champion), "twin-2": len(canary)}
+        return {"models": {id: {"answers": answers[id], "failed": 0, "latest": each} for id, each in latest.items()}}
+
+    # By the answers of before, the champion would be as slow as the canary.
+    assert compared(home, told([1.0] * 80, [9.0] * 80), CanaryRules()).what == "take back"
+    assert compared(home, told([9.0] * 80, [9.0] * 80), CanaryRules()).what == "promote"
+
+
+def test_where_the_app_was_away_as_the_canary_began_its_time_begins_when_it_is_back(
+    home: Path, releases: Releases
+) -> None:
+    put(home, releases.champion("first"))
+    put(home, releases.candidate("second"))
+    note_baseline(home, told_by_app(twin_1=(10, 0)))
+    take_back(home)
+    second = releases.registry.version("twin-2")
+    deploy(home, lambda: second, url="http://127.0.0.1:9", model="m", share=0.1, now=NOW.replace(hour=7))
+
+    first = compared(home, told_by_app(twin_1=(500, 0), twin_2=(90, 90)), CanaryRules())
+    later = compared(home, told_by_app(twin_1=(600, 0), twin_2=(170, 90)), CanaryRules())
+
+    assert (first.what, "from now on" in first.reasons[0]) == ("wait", True)
+    assert (later.what, "0 of 80" in later.reasons[0]) == ("promote", True)
 
 
 def test_failures_of_a_former_time_as_canary_are_not_held_against_it(home: Path, releases: Releases) -> None:
@@ -337,10 +392,10 @@ def test_failures_of_a_former_time_as_canary_are_not_held_against_it(home: Path,
     put(home, releases.candidate("second"))
     note_baseline(home, told_by_app(twin_1=(500, 0), twin_2=(30, 30)))
 
-    verdict = compared(home, told_by_app(twin_1=(600, 0), twin_2=(80, 30)), CanaryRules())
+    verdict = compared(home, told_by_app(twin_1=(600, 0), twin_2=(110, 30)), CanaryRules())
 
     assert verdict.what == "promote"
-    assert "0 of 50" in verdict.reasons[0]
+    assert "0 of 80" in verdict.reasons[0]
 
 
 def test_an_app_that_was_started_anew_counts_from_nothing() -> None:
@@ -349,11 +404,11 @@ def test_an_app_that_was_started_anew_counts_from_nothing() -> None:
 
 def test_a_canary_is_followed_until_there_is_a_verdict_or_the_time_is_over() -> None:
     clock = itertools.count(0.0, 10.0)
-    answers = iter([1, 10, 40])
+    answers = iter([1, 10, 80])
     said: list[str] = []
 
     def ask() -> deploying.Verdict:
-        return compare(Counts(answers=next(answers), failed=0, p95=1.0), GOOD, CanaryRules())
+        return compare(timed(next(answers)), GOOD, CanaryRules())
 
     verdict = follow(ask, wait=100, say=said.append, sleep=lambda seconds: None, clock=lambda: next(clock))
     assert verdict.what == "promote"
@@ -447,6 +502,65 @@ def test_what_a_server_started_ends_with_it_also_when_its_first_process_has_died
     assert servers.stop_servers(home, seconds=5.0) == ["twin-1"]
 
     assert servers._processes(server) == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from training.release import servers
+spawn = os.posix_spawnp
+def spawned(*given, **more):
+    print(spawn(*given, **more), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.posix_spawnp = spawned
+servers.start(Path(sys.argv[1]), "twin-1", (sys.executable, "-c", "import time; time.sleep(60)"), model="m", port=1)
+"""
+
+
+def test_a_server_whose_starter_was_killed_before_it_noted_the_process_is_found_and_ended(home: Path) -> None:
+    command = [sys.executable, "-c", KILLED, str(home)]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True, check=False)
+    pid = int(killed.stdout)
+    assert servers._started(pid) is not None
+    # Until then it is still a copy of what started it.
+    until(lambda: b"time.sleep" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+    assert servers.stop_servers(home, seconds=5.0) == ["twin-1"]
+
+    until(lambda: servers._started(pid) is None)
+
+
+def test_a_server_that_never_answered_is_not_started_again(home: Path, releases: Releases) -> None:
+    version = releases.champion("first")
+    server = idle_server(home, version.id)
+    servers.stop(server, seconds=5.0)
+    put(home, version, url=server.url)
+
+    assert deploying.resume(home, wait=0.1, say=pytest.fail) == []
+
+    assert servers.served(home, version.id) == server
+
+
+def test_a_server_that_answered_once_stays_one_that_is_started_again(home: Path, releases: Releases) -> None:
+    version = releases.champion("first")
+    server = deploying.serve(home, version, wait=20, command=tiny_server)
+    assert server.state == "ready"
+    servers.stop(server, seconds=5.0)
+
+    again = servers.again(home, server)
+
+    assert (again.state, again.url, again.pid == server.pid) == ("ready", server.url, False)
+
+
+def test_a_program_that_is_gone_takes_no_record_with_it(home: Path) -> None:
+    server = idle_server(home, "twin-1")
+    servers.stop(server, seconds=5.0)
+
+    for version in ("twin-1", "twin-2"):
+        with pytest.raises(ServerFailed, match="cannot be started"):
+            servers.start(home, version, ("/no/such/program",), model="m", port=1)
+
+    assert (servers.served(home, "twin-1"), servers.served(home, "twin-2")) == (server, None)
 
 
 def test_a_server_sees_none_of_the_program_s_own_settings(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -14,7 +15,8 @@ import pytest
 from corpus.settings import load
 from corpus.warehouse import AlreadyBuilt, BuiltMeanwhile, connect
 from tests.training.model_runs import BUILT, LATER, Shelf, evaluated, make_model, make_run
-from training.release.gate import load_rules
+from training.release.commands import shown
+from training.release.gate import Rule, load_rules
 from training.release.registry import CannotRegister, ModelVersion, NotReleased, Records, Registry, UnknownModel
 from training.release.tracking import Named, RegistryUnavailable
 
@@ -97,6 +99,52 @@ def test_a_model_after_dpo_is_made_of_the_documents_of_both_runs(office: Office,
     assert version.document_ids == ("doc-1", "doc-2", "doc-3")
     assert (version.datasets, version.read_at) == (("d2", "d1"), BUILT)
     assert office.registry.judged(version, RULES).passes, "the base of the first run is its base too"
+
+
+def test_a_model_is_made_of_what_its_base_was_made_of_too(office: Office, shelf: Shelf) -> None:
+    shelf.add_dataset("d0", "doc-0")
+    run = make_run(office.home / "runs" / "one", office.base, base_dataset="d0")
+
+    version = office.registry.register(run, evaluated(run, office.base))
+
+    assert (version.datasets, version.document_ids) == (("d1", "d0"), ("doc-0", "doc-1", "doc-2"))
+
+
+def test_a_base_that_is_a_copy_of_a_registered_model_is_made_of_the_same(office: Office, shelf: Shelf) -> None:
+    shelf.add_dataset("d2", "doc-3")
+    first = office.candidate("first")
+    copy = office.home / "copied"
+    shutil.copytree(first.folder, copy)
+    run = make_run(office.home / "runs" / "later", copy, weights="later", dataset="d2", base_weights=first.weights)
+
+    assert office.registry.register(run, evaluated(run, copy)).datasets == ("d2", "d1")
+
+
+def test_a_base_that_is_named_by_its_model_alone_has_a_run_all_the_same(office: Office, shelf: Shelf) -> None:
+    shelf.add_dataset("d2", "doc-3")
+    first = make_run(office.home / "runs" / "sft", office.base, weights="sft")
+    run = make_run(office.home / "runs" / "dpo", first / "model", weights="dpo", dataset="d2", stage="dpo")
+
+    version = office.registry.register(run, evaluated(run, office.base))
+
+    assert version.datasets == ("d2", "d1")
+    assert len(version.bases) == 2
+
+
+def test_the_datasets_that_something_was_erased_from_are_told(office: Office, shelf: Shelf) -> None:
+    shelf.add_dataset("d2", "doc-3", created_at=LATER)
+    first = make_run(office.home / "runs" / "sft", office.base, weights="sft")
+    run = make_run(office.home / "runs" / "dpo", first, weights="dpo", base_run=str(first), dataset="d2", stage="dpo")
+    version = office.registry.register(run, evaluated(run, office.base))
+    shelf.erase("doc-3", at=BUILT)
+    assert office.registry.erased(version) == {}, "that was before it was built"
+
+    shelf.erase("doc-2", at=LATER)
+
+    erased = office.registry.erased(version)
+    assert list(erased) == ["d1"]
+    told = shown(version, office.registry.judged(version, RULES), "doc-2", erased)
+    assert f"datasets    d2, d1 (erased {LATER:%Y-%m-%d}) (3 documents)" in told
 
 
 def test_the_same_weights_are_one_version_with_the_newer_evaluation(office: Office) -> None:
@@ -392,6 +440,28 @@ def test_asking_few_questions_switches_no_rule_off(office: Office, shelf: Shelf)
     shelf.add_dataset("d1", "doc-1", splits={"train": 40, "test": 12})
     office.registry.register(run, msgspec.structs.replace(few, seed=1))
     assert "and the dataset has 12" in str(office.registry.approve("twin-1", by="Ada", rules=RULES).decisions[-1])
+
+
+def test_a_figure_is_excused_where_the_whole_test_has_no_more_families(office: Office, shelf: Shelf) -> None:
+    shelf.add_dataset("d1", "doc-1", splits={"train": 400, "test": 60})
+    run = make_run(office.home / "runs" / "one", office.base)
+    found = evaluated(run, office.base)
+    lax = msgspec.structs.replace(
+        RULES, figures={**RULES.figures, "bits_per_byte": Rule(must="improve", families=3)}, source="here"
+    )
+    for figures in (found.metrics, found.comparisons):
+        figures["bits_per_byte"] = msgspec.structs.replace(figures["bits_per_byte"], families=4)  # type: ignore[type-var]
+        figures["correctness"] = msgspec.structs.replace(  # type: ignore[type-var]
+            figures["general"], name="correctness", n=40, families=4
+        )
+
+    decision = office.registry.judged(office.registry.register(run, found), lax)
+
+    assert decision.passes
+    told = next(each for each in decision.not_judged if each.startswith("correctness"))
+    assert told == (
+        "correctness: samples of 4 document families are too few to judge, 5 are needed, and the dataset has 4"
+    )
 
 
 # Two homes on one warehouse

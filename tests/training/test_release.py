@@ -19,13 +19,14 @@ def evaluation(
     *,
     better: str = "lower",
     n: int = 60,
+    families: int | None = None,
     value: tuple[float, float] = (1.0, 2.0),
     against: str | None = "base@1",
     notes: dict[str, str] | None = None,
 ) -> Evaluation:
     """One figure, whose difference to the champion lies between `low` and `high`."""
     metric = Metric(name=name, better=better, value=sum(value) / 2, low=value[0], high=value[1], n=n)  # type: ignore[arg-type]
-    comparison = Comparison(name=name, difference=(low + high) / 2, low=low, high=high, n=n)
+    comparison = Comparison(name=name, difference=(low + high) / 2, low=low, high=high, n=n, families=families)
     return Evaluation(
         model="twin@2",
         against=against,
@@ -115,6 +116,24 @@ def test_too_few_samples_are_no_evidence() -> None:
     assert "3 samples are too few" in decision.reasons[0]
 
 
+def test_many_samples_of_few_document_families_are_no_evidence_either() -> None:
+    few = decided(evaluation("perplexity", -2.0, -1.0, n=60, families=4), perplexity=IMPROVE)
+    enough = decided(evaluation("perplexity", -2.0, -1.0, n=60, families=5), perplexity=IMPROVE)
+
+    assert (few.passes, enough.passes) == (False, True)
+    assert "samples of 4 document families are too few to judge, 5 are needed" in few.reasons[0]
+
+
+def test_what_a_required_figure_lacks_is_held_out_and_not_asked_for() -> None:
+    found = evaluation("perplexity", -2.0, -1.0, families=4)
+
+    asked = judge(found, Rules(figures={"perplexity": IMPROVE}), available={"families": 30}).reasons[0]
+    lacking = judge(found, Rules(figures={"perplexity": IMPROVE}), available={"families": 4}).reasons[0]
+
+    assert asked.endswith("evaluate on more (`--questions`)")
+    assert lacking.endswith("and the dataset has 4: hold more out (`test` of its recipe)")
+
+
 @pytest.mark.parametrize(
     ("available", "required", "passes"),
     [(60, False, False), (None, False, False), (12, False, True), (12, True, False)],
@@ -128,7 +147,8 @@ def test_too_few_samples_are_excused_only_where_there_are_no_more_and_nothing_is
     )
     rule = Rule(must="not_worsen", margin=0.1, required=required)
 
-    decision = judge(both, Rules(figures={"perplexity": IMPROVE, "style_author": rule}), available=available)
+    there = {} if available is None else {"samples": available}
+    decision = judge(both, Rules(figures={"perplexity": IMPROVE, "style_author": rule}), available=there)
 
     assert decision.passes == passes
     assert "style_author: 12 samples are too few" in " ".join((*decision.reasons, *decision.not_judged))

@@ -247,6 +247,27 @@ def test_versions_their_states_and_their_aliases_are_shown_and_follow(tmp_path: 
     assert {alias: str(number) for alias, number in aliases.items()} == {"champion": str(found["twin-2"].version)}
 
 
+def test_a_version_whose_run_mlflow_was_never_told_of_is_shown_and_does_not_hold_up_the_others(
+    tmp_path: Path, base: Path, uri: str
+) -> None:
+    run = make_run(tmp_path / "never told", base)
+
+    tell_versions(uri, [Named(id="twin-77", folder=str(run / "model"), run=str(run), state="candidate")])
+
+    with opened(uri) as client:
+        (found,) = client.search_model_versions("tags.`twin.version` = 'twin-77'")
+    # A server of MLflow refuses folders of this machine, and what is no absolute path.
+    assert (found.source, found.run_id) == ("twin:/twin-77", None)
+    assert found.tags["twin.folder"] == str(run / "model")
+
+
+def test_mlflow_does_not_print_addresses_into_a_command_s_result(uri: str) -> None:
+    from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
+
+    with opened(uri):
+        assert MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get()
+
+
 def test_mlflow_is_in_the_home_unless_an_address_is_set(tmp_path: Path) -> None:
     assert uri_of(load({"TWIN_HOME": str(tmp_path)})) == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
 

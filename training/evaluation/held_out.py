@@ -108,7 +108,7 @@ def trained_on(folder: Path) -> list[str]:
 
     Raises UnusableInput where one of the runs is gone, RunRefused where its record cannot be read.
     """
-    records = list(_chain(folder))
+    records = [record for _, record in chain(folder)]
     if records:
         first = records[-1].base_dataset or source_dataset(Path(records[-1].base_model))
     else:
@@ -118,18 +118,21 @@ def trained_on(folder: Path) -> list[str]:
 
 def base_of(folder: Path) -> str | None:
     """The model that the first run of a chain began with; None for a model that no run made. Raises as `trained_on`."""
-    bases = [record.base_model for record in _chain(folder)]
+    bases = [record.base_model for _, record in chain(folder)]
     return bases[-1] if bases else None
 
 
-def _chain(folder: Path) -> Iterator[RunRecord]:
-    """The record of the run that made the model, that of the run that made its base, and so on."""
+def chain(folder: Path) -> Iterator[tuple[Path, RunRecord]]:
+    """The run that made the model, with its record, that which made its base, and so on; none where no run made it.
+
+    Raises as `trained_on`.
+    """
     place = run_of(folder)
     for _ in range(LONGEST_CHAIN):
         record = read_record(place) if place is not None else None
         if place is None or record is None:
             return
-        yield record
+        yield place, record
         place = _run_before(place, record)
     raise UnusableInput(f"the runs before {folder} go round in a circle: their run.json name each other as base_run")
 
@@ -146,7 +149,7 @@ def _run_before(place: Path, record: RunRecord) -> Path | None:
     if found is None and record.base_run is not None:
         raise UnusableInput(
             f"the run {record.base_run}, which made the base of {place}, is not there any more, so nobody can tell "
-            "whether the model has seen the test: put it back"
+            "which documents the model is made of: put it back"
         )
     return found
 

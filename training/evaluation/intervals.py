@@ -83,6 +83,25 @@ def comparison(
     return Comparison(name=name, difference=value, low=low, high=high, n=n, families=_families(n, groups))
 
 
+def ratio_of_quantiles(
+    one: Sequence[float], other: Sequence[float], share: float, seed: int = 0
+) -> tuple[float, float, float]:
+    """How many times the quantile of `one` at this share is that of `other`, with the ends of its interval.
+
+    Both are samples of their own, of numbers above 0, and drawn apart. Raises ValueError where one is empty.
+    """
+    if not one or not other:
+        raise ValueError("a quantile needs a sample")
+    source = np.random.default_rng(seed)
+
+    def drawn(values: Sequence[float]) -> Floats:
+        found = np.asarray(values, float)
+        return np.asarray(np.quantile(found[source.integers(len(found), size=(RESAMPLES, len(found)))], share, axis=1))
+
+    low, high = _interval(drawn(one) / drawn(other), None)
+    return float(np.quantile(one, share) / np.quantile(other, share)), low, high
+
+
 def comparable(groups: Sequence[str]) -> bool:
     """Whether samples of these families are of enough of them to compare models by."""
     return len(set(groups)) >= FEWEST_FAMILIES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from training.release.deploy_command import register_deploy
 
 if TYPE_CHECKING:
     from corpus.settings import Settings
+    from corpus.warehouse import Erasure
     from training.release.gate import Decision, Rules
     from training.release.registry import ModelVersion, Records, Registry
 
@@ -98,9 +100,11 @@ def list_models(namespace: argparse.Namespace, settings: Settings) -> int:
     from corpus import warehouse
 
     with warehouse.connect(settings) as documents:
-        versions = registry_of(settings, documents).versions()
+        registry = registry_of(settings, documents)
+        versions = registry.versions()
+        stale = {version.id: found[0] for version in versions if (found := registry.stale(version)) is not None}
     if namespace.json:
-        print_json(msgspec.to_builtins(versions))
+        print_json([{**msgspec.to_builtins(version), "stale": stale.get(version.id)} for version in versions])
         return 0
     if not versions:
         sys.stdout.write("no model yet: `twin train sft`, `twin evaluate`, then `twin model register RUN`\n")
@@ -108,6 +112,7 @@ def list_models(namespace: argparse.Namespace, settings: Settings) -> int:
         line = (
             f"{version.id:<10} {version.state:<10} {version.created_at:%Y-%m-%d %H:%M}  {version.method} "
             f"{version.stage.upper()} on {version.dataset}"
+            f"{f', rests on {stale[version.id]}, which was erased' if version.id in stale else ''}"
         )
         line = printable(line)
         sys.stdout.write((bold(line) if version.state == "champion" else line) + "\n")
@@ -128,22 +133,27 @@ def show_model(namespace: argparse.Namespace, settings: Settings) -> int:
     with warehouse.connect(settings) as documents:
         registry = registry_of(settings, documents)
         version = registry.version(namespace.version)
-        decision, stale = registry.judged(version, rules), registry.stale(version)
+        decision, stale, erased = registry.judged(version, rules), registry.stale(version), registry.erased(version)
     if namespace.json:
-        told = {"gate": msgspec.to_builtins(decision), "stale": None if stale is None else stale[0]}
+        told = {
+            "gate": msgspec.to_builtins(decision),
+            "stale": None if stale is None else stale[0],
+            "erased_datasets": sorted(erased),
+        }
         print_json({**msgspec.to_builtins(version), **told})
         return 0
-    sys.stdout.write(printable(shown(version, decision, None if stale is None else stale[0])) + "\n")
+    sys.stdout.write(printable(shown(version, decision, None if stale is None else stale[0], erased)) + "\n")
     return 0
 
 
-def shown(version: ModelVersion, decision: Decision, stale: str | None) -> str:
-    """A version for a person."""
+def shown(version: ModelVersion, decision: Decision, stale: str | None, erased: Mapping[str, Erasure]) -> str:
+    """A version for a person; `erased`: the datasets that something was erased from since it was made of them."""
+    datasets = (f"{id} (erased {erased[id].erased_at:%Y-%m-%d})" if id in erased else id for id in version.datasets)
     lines = [
         f"{version.id}  {version.state}",
         f"  model       {version.folder}",
         f"  trained     {version.method} {version.stage.upper()} from {version.base_model}, run {version.run}",
-        f"  datasets    {', '.join(version.datasets)} ({len(version.document_ids)} documents)",
+        f"  datasets    {', '.join(datasets)} ({len(version.document_ids)} documents)",
         f"  generation  {version.generation}",
         f"  code        {version.code_revision or 'unknown'}",
         f"  evaluated   {version.evaluation.created_at:%Y-%m-%d %H:%M} on {version.evaluation.dataset}, against "

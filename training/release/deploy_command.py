@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 DEPLOY = """\
 Let the app ask a version. Without --url and --start: tell how it is served. The version is a canary first, which gives
 a share of the answers; with --wait it is held against the champion by the app's own counts, and promoted or taken back.
---status, --promote and --rollback are for the canary there is."""
+--status, --promote and --rollback are for the canary there is; --withdraw lets the app ask no version any more."""
+
+NOTHING = "nothing is deployed: `twin model deploy VERSION --start` lets the app ask a version"
 
 _say = teller(silent=False)
 
@@ -53,6 +55,7 @@ def register_deploy(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("--status", "tell what is deployed, and how it does"),
         ("--promote", "let the canary give all answers"),
         ("--rollback", "let the champion give all answers again"),
+        ("--withdraw", "let no version answer: the model of the settings does, or the sources are quoted"),
     ):
         deploy.add_argument(flag, action="store_true", help=told)
 
@@ -62,9 +65,9 @@ def deploy_model(namespace: argparse.Namespace, settings: Settings) -> int:
     from training.release.commands import rules_of
     from training.release.gate import InvalidRules
 
-    asked = [name for name in ("status", "promote", "rollback") if getattr(namespace, name)]
+    asked = [name for name in ("status", "promote", "rollback", "withdraw") if getattr(namespace, name)]
     if len(asked) + bool(namespace.version) != 1:
-        return _told("name a VERSION, or one of --status, --promote and --rollback", 2)
+        return _told("name a VERSION, or one of --status, --promote, --rollback and --withdraw", 2)
     if namespace.start and (namespace.url or namespace.server != "transformers"):
         return _told("--start starts `transformers serve`: leave out --url and --server, or --start", 2)
     try:
@@ -78,6 +81,12 @@ def deploy_model(namespace: argparse.Namespace, settings: Settings) -> int:
 
         canary = deploying.take_back(settings.home)
         return _deployed(namespace, settings, f"{canary.version} is taken back")
+    if asked == ["withdraw"]:
+        from training.release import deploying
+
+        withdrawn = deploying.withdraw(settings.home)
+        told = f"no version gives answers any more (until now {', '.join(withdrawn)})" if withdrawn else NOTHING
+        return _deployed(namespace, settings, told)
     return _promote(namespace, settings) if asked else _deploy(namespace, settings, rules)
 
 
@@ -221,7 +230,8 @@ def _lines(deployment: Deployment, told: dict[str, Any], verdict: Verdict | None
         if target is None:
             continue
         counts = counts_of(told, target.version)
-        slow = "" if counts.p95 is None else f", 95 % within {counts.p95:.2f} s"
+        p95 = told.get("models", {}).get(target.version, {}).get("seconds", {}).get("p95")
+        slow = "" if p95 is None else f", 95 % within {p95:.2f} s"
         share = f", {deployment.canary.share:.0%} of the answers" if target is deployment.canary else ""
         state = states.get(target.version, "unknown")
         lines.append(
@@ -230,7 +240,7 @@ def _lines(deployment: Deployment, told: dict[str, Any], verdict: Verdict | None
         )
     if verdict is not None:
         lines.append(f"{verdict.what}: {'; '.join(verdict.reasons)}")
-    return "\n".join(lines) or "nothing is deployed: `twin model deploy VERSION --start` lets the app ask a version"
+    return "\n".join(lines) or NOTHING
 
 
 def _tell_command(namespace: argparse.Namespace, version: ModelVersion, kind: Server) -> int:

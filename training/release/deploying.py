@@ -19,6 +19,7 @@ import msgspec
 
 from corpus.files import replace_file
 from corpus.settings import without_password
+from training.evaluation.intervals import ratio_of_quantiles
 from training.release import servers
 from training.release.gate import CanaryRules
 from training.release.registry import ModelVersion, Registry
@@ -33,6 +34,8 @@ LOOK_SECONDS, APP_SECONDS = 2.0, 15.0
 # An answer that began a moment before the file was replaced may not have reached its server yet.
 GRACE_SECONDS = 1.0
 CHANGE_SECONDS = 30.0
+# The share of the answers that are at most as slow as the figure that is compared.
+SLOWEST = 0.95
 
 
 class CannotDeploy(RuntimeError):
@@ -67,11 +70,20 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """How a version did: how often it was asked and failed; `p95`: seconds that 95 % of its answers stay below."""
+    """How a version did: how often it was asked and failed; `seconds`: of its latest finished answers, the newest
+    last."""
 
     answers: int = 0
     failed: int = 0
-    p95: float | None = None
+    seconds: tuple[float, ...] = ()
+
+
+class Baseline(msgspec.Struct, frozen=True, kw_only=True):
+    """What the time of a canary, one `since` that moment, began with: counts by version."""
+
+    canary: str
+    since: datetime
+    counts: dict[str, Counts]
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,6 +221,15 @@ def take_back(home: Path, *, of: str | None = None, seconds: float = servers.STO
     return canary
 
 
+def withdraw(home: Path, *, seconds: float = servers.STOP_SECONDS) -> list[str]:
+    """Let no version give answers any more: the model of the settings does, or the sources are quoted. Servers that
+    this home started end; the versions that were deployed. Raises CannotDeploy."""
+    with _changing(home) as before:
+        (home / DEPLOYMENT).unlink(missing_ok=True)
+    _stop_left(home, before, Deployment(), seconds)
+    return sorted(named(before))
+
+
 def reject(home: Path, registry: Registry, id: str, *, by: str, reason: str) -> ModelVersion:
     """Note that a version is not to be used. Raises CannotDeploy for one that answers, UnknownModel, NotReleased."""
     with _changing(home) as deployment:
@@ -270,14 +291,16 @@ def serve(
         # Another model had this name in a former life of the home.
         servers.stop(server)
     if server is None or not servers.runs(server):
+        if server is not None:
+            # What a program that was killed left running of it.
+            servers.stop(server, seconds=1.0)
         folder, port = Path(version.folder), servers.free_port()
         server = servers.start(home, version.id, command(folder, port), model=str(folder), port=port)
     try:
-        servers.wait_until_ready(server, seconds=wait)
+        return servers.wait_until_ready(home, server, seconds=wait)
     except BaseException:
         servers.stop(server, seconds=1.0)
         raise
-    return server
 
 
 @contextmanager
@@ -295,16 +318,18 @@ def kept_if_deployed(home: Path, version: ModelVersion) -> Iterator[None]:
 
 
 def resume(home: Path, *, wait: float, say: Callable[[str], None]) -> list[str]:
-    """Start those servers again that this home once started and that are deployed; the versions that answer again."""
+    """Start those servers again that answered for this home and that are deployed; the versions that answer again."""
     deployment = read(home)
     found = []
     for target in (deployment.champion, deployment.canary):
         server = None if target is None else servers.served(home, target.version)
-        if target is None or server is None or server.url != target.url or servers.runs(server):
+        if target is None or server is None or server.url != target.url or server.state == "starting":
+            continue
+        if servers.runs(server):
             continue
         server = servers.again(home, server)
         try:
-            servers.wait_until_ready(server, seconds=wait)
+            servers.wait_until_ready(home, server, seconds=wait)
             found.append(target.version)
         except ServerFailed as error:
             say(f"{target.version} is deployed and not served: {error}")
@@ -385,7 +410,7 @@ def _ready(
             ) from error
         if not servers.runs(server):
             server = servers.again(home, server)
-        servers.wait_until_ready(server, seconds=wait)
+        servers.wait_until_ready(home, server, seconds=wait)
     return msgspec.structs.replace(target, since=now)
 
 
@@ -393,8 +418,8 @@ def _ready(
 
 
 def compare(canary: Counts, champion: Counts, rules: CanaryRules) -> Verdict:
-    """What the canary's answers so far speak for: it is promoted only if it surely does not fail more often by the
-    margin, taken back if it surely does or is too slow, and else awaits more answers."""
+    """What the canary's answers so far speak for: it is promoted only if it surely neither fails more often by the
+    margin nor is slower by the factor, taken back if it surely does or is, and else awaits more answers."""
     for name, counts in (("the canary", canary), ("the champion", champion)):
         if counts.answers < rules.least_answers:
             return Verdict(what="wait", reasons=(f"{name} gave {counts.answers} of {rules.least_answers} answers",))
@@ -406,13 +431,24 @@ def compare(canary: Counts, champion: Counts, rules: CanaryRules) -> Verdict:
     )
     if low > rules.failure_margin:
         return Verdict(what="take back", reasons=(failures,))
-    if canary.p95 is None or champion.p95 is None:
+    if not canary.seconds or not champion.seconds:
         return Verdict(what="wait", reasons=(failures, "one of them has finished no answer yet"))
-    allowed = champion.p95 * rules.latency_factor
-    slow = f"95 % of its answers take up to {canary.p95:.2f} s, {allowed:.2f} s are allowed"
-    if canary.p95 > allowed:
+    # Tiny models and quotations take less than the millisecond that times are told in.
+    times = [[max(seconds, 0.001) for seconds in each.seconds] for each in (canary, champion)]
+    ratio, least, most = ratio_of_quantiles(times[0], times[1], SLOWEST)
+    slow = (
+        f"95 % of its answers take up to {ratio:.2f} times as long as the champion's ({least:.2f} to {most:.2f}), at "
+        f"most {rules.latency_factor:g} times is allowed"
+    )
+    if least > rules.latency_factor:
         return Verdict(what="take back", reasons=(failures, slow))
-    return Verdict(what="wait" if high > rules.failure_margin else "promote", reasons=(failures, slow))
+    lacking = [
+        f"{name} finished {len(counts.seconds)} of the {rules.least_times} answers that show how long they take"
+        for name, counts in (("the canary", canary), ("the champion", champion))
+        if len(counts.seconds) < rules.least_times
+    ]
+    unsure = high > rules.failure_margin or most > rules.latency_factor or lacking
+    return Verdict(what="wait" if unsure else "promote", reasons=(failures, slow, *lacking))
 
 
 def counts_of(told: Mapping[str, Any], version: str) -> Counts:
@@ -420,35 +456,44 @@ def counts_of(told: Mapping[str, Any], version: str) -> Counts:
     found = told.get("models", {}).get(version)
     if found is None:
         return Counts()
-    return Counts(answers=found["answers"], failed=found["failed"], p95=found["seconds"]["p95"])
+    return Counts(answers=found["answers"], failed=found["failed"], seconds=tuple(found["latest"]))
 
 
 def since(counts: Counts, before: Counts) -> Counts:
     """The counts since `before`; an app that was started anew counts from 0."""
     if counts.answers < before.answers or counts.failed < before.failed:
         return counts
-    return Counts(answers=counts.answers - before.answers, failed=counts.failed - before.failed, p95=counts.p95)
+    answers, failed = counts.answers - before.answers, counts.failed - before.failed
+    finished = max(answers - failed, 0)
+    return Counts(answers=answers, failed=failed, seconds=counts.seconds[-finished:] if finished else ())
 
 
 def note_baseline(home: Path, told: Mapping[str, Any]) -> None:
-    """What a canary's time begins with: failures of a former time are not held against it."""
+    """What a canary's time begins with: what either answered before is not held against it. Raises CannotDeploy."""
     deployment = read(home)
-    targets = [target for target in (deployment.champion, deployment.canary) if target is not None]
-    counts = {target.version: counts_of(told, target.version) for target in targets}
+    canary = _canary(deployment)
+    targets = [target for target in (deployment.champion, canary) if target is not None]
+    counts = {
+        target.version: msgspec.structs.replace(counts_of(told, target.version), seconds=()) for target in targets
+    }
     (home / DIRECTORY).mkdir(parents=True, exist_ok=True)
-    replace_file(home / DIRECTORY / BASELINE, msgspec.json.encode(counts))
+    noted = Baseline(canary=canary.version, since=canary.since, counts=counts)
+    replace_file(home / DIRECTORY / BASELINE, msgspec.json.encode(noted))
 
 
 def compared(home: Path, told: Mapping[str, Any], rules: CanaryRules, *, of: str | None = None) -> Verdict:
-    """What speaks for or against the canary by what the app tells. `of`: the version that it must be. Raises
-    CannotDeploy."""
+    """What speaks for or against the canary by what the app tells; where nobody noted what its time began with (the app
+    was away), it begins now. `of`: the version that it must be. Raises CannotDeploy."""
     deployment = read(home)
     canary = _canary(deployment, of)
-    before: dict[str, Counts] = {}
+    before = None
     with suppress(OSError, msgspec.DecodeError):
-        before = msgspec.json.decode((home / DIRECTORY / BASELINE).read_bytes(), type=dict[str, Counts])
+        before = msgspec.json.decode((home / DIRECTORY / BASELINE).read_bytes(), type=Baseline)
+    if before is None or (before.canary, before.since) != (canary.version, canary.since):
+        note_baseline(home, told)
+        return Verdict(what="wait", reasons=("the app was away when the canary began: answers count from now on",))
     versions = (canary.version, deployment.champion.version if deployment.champion else "")
-    found = [since(counts_of(told, version), before.get(version, Counts())) for version in versions]
+    found = [since(counts_of(told, version), before.counts.get(version, Counts())) for version in versions]
     return compare(found[0], found[1], rules)
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import yaml  # type: ignore[import-untyped]
@@ -28,7 +29,8 @@ class InvalidRules(ValueError):
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one figure must do: see `rules.yaml`. `by`, `margin` and `value` are in the figure's own unit."""
+    """What one figure must do: see `rules.yaml`. `by`, `margin` and `value` are in the figure's own unit;
+    `samples`: how many it must rest on at least, and of how many document `families` where it knows them."""
 
     must: Literal["improve", "not_worsen", "reach"]
     by: NotNegative = 0.0
@@ -36,12 +38,14 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     value: float | None = None
     required: bool = True
     samples: Count = 20
+    families: Count = 5
 
 
 class CanaryRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When a canary has shown enough, and what it may do worse; see training/release/rules.yaml."""
 
     least_answers: Count = 20
+    least_times: Count = 60
     failure_margin: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.2
     latency_factor: Annotated[float, msgspec.Meta(ge=1)] = 1.5
 
@@ -120,11 +124,11 @@ FIGURES = (
 )
 
 
-def judge(evaluation: Evaluation, rules: Rules, *, available: int | None = None) -> Decision:
+def judge(evaluation: Evaluation, rules: Rules, *, available: Mapping[str, int] | None = None) -> Decision:
     """Hold the figures against the rules. Where no rule could be judged the model does not pass.
 
-    `available`: how many samples there were to evaluate on, None where nobody knows. A figure on too few refuses unless
-    there are no more, so that asking few questions switches no rule off.
+    `available`: how many `samples` and `families` there were to evaluate on, as far as that is known. A figure on too
+    few refuses unless there are no more, so that asking few questions switches no rule off.
     """
     reasons: list[str] = []
     not_judged: list[str] = []
@@ -132,10 +136,13 @@ def judge(evaluation: Evaluation, rules: Rules, *, available: int | None = None)
     for name, rule in rules.figures.items():
         found = _found(evaluation, name, rule)
         if isinstance(found, TooFew):
-            scarce = not rule.required and available is not None and available < rule.samples
-            passes = passes and scarce
-            what = f", and the dataset has {available}" if scarce else ": evaluate on more (`--questions`)"
-            (not_judged if scarce else reasons).append(f"{name}: {found}{what}")
+            there = (available or {}).get(found.what)
+            scarce = there is not None and there < found.needed
+            excused = scarce and not rule.required
+            passes = passes and excused
+            what = f", and the dataset has {there}" if scarce else ": evaluate on more (`--questions`)"
+            what += ": hold more out (`test` of its recipe)" if scarce and rule.required else ""
+            (not_judged if excused else reasons).append(f"{name}: {found.told}{what}")
             continue
         if isinstance(found, str):
             passes = passes and not rule.required
@@ -151,11 +158,15 @@ def judge(evaluation: Evaluation, rules: Rules, *, available: int | None = None)
     return Decision(passes=passes, reasons=tuple(reasons), not_judged=tuple(not_judged))
 
 
-class TooFew(str):
-    """How many samples there are of how many."""
+class TooFew(NamedTuple):
+    """A figure that rests on too few `samples` or `families`, in words too."""
+
+    what: str
+    needed: int
+    told: str
 
 
-def _found(evaluation: Evaluation, name: str, rule: Rule) -> tuple[bool, str] | str:
+def _found(evaluation: Evaluation, name: str, rule: Rule) -> tuple[bool, str] | TooFew | str:
     """Whether a rule is kept, and in words; or why it cannot be judged."""
     metric, comparison = evaluation.metrics.get(name), evaluation.comparisons.get(name)
     figure = metric if rule.must == "reach" else comparison
@@ -164,7 +175,12 @@ def _found(evaluation: Evaluation, name: str, rule: Rule) -> tuple[bool, str] | 
         missing = "not measured" if metric is None else f"not compared with {evaluation.against or 'another model'}"
         return missing if why is None else f"{missing} ({why.removeprefix('not measured: ')})"
     if figure.n < rule.samples:
-        return TooFew(f"{figure.n} samples are too few to judge, {rule.samples} are needed")
+        told = f"{figure.n} samples are too few to judge, {rule.samples} are needed"
+        return TooFew("samples", rule.samples, told)
+    # Answers from one document are alike: they are one piece of evidence, however many there are.
+    if figure.families is not None and figure.families < rule.families:
+        told = f"samples of {figure.families} document families are too few to judge, {rule.families} are needed"
+        return TooFew("families", rule.families, told)
     point = figure.value if isinstance(figure, Metric) else figure.difference
     if not all(map(math.isfinite, (figure.low, point, figure.high))) or not figure.low <= figure.high:
         return f"no interval ({figure.low} to {figure.high})"

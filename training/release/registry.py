@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -28,14 +28,13 @@ from training.evaluation.figures import (
 )
 from training.release.gate import Decision, Rules, judge
 from training.release.tracking import MODEL, Named, RegistryUnavailable
-from training.runs import RunRecord, read_record
 
 if TYPE_CHECKING:
     from corpus.warehouse import BuiltKind, Erasure
+    from training.runs import RunRecord
 
 State = Literal["candidate", "champion", "former", "rejected"]
 LOCK = "registry.lock"
-RUNS_IN_A_CHAIN = 20
 # What a server reads beside the weights: the tokenizer, its chat template, how it writes.
 SERVED = ("*.json", "*.jinja", "chat_template*", "*.model", "*.txt", "*.tiktoken")
 MADE_CHAMPION = ("approved", "overridden", "restored")
@@ -100,10 +99,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
     """A model version and its lineage.
 
-    `folder`: the model's, `run`: that of the run that made it; `datasets`: its own and those of the runs before it, the
-    newest first, `document_ids`: of all of them, `read_at`: when the first of them was read; `bases`: SHA-256 of the
-    weights that the runs began with, as far as they are known; `weights`: of its own, `served`: of the other files that
-    its server reads ("" where that was not noted).
+    `folder`: the model's, `run`: that of the run that made it; `datasets`: its own, those of the runs before it and of
+    the base that they began with, the newest first, `document_ids`: of all of them, `read_at`: when the first of them
+    was read; `bases`: SHA-256 of the weights that the runs began with, as far as they are known; `weights`: of its own,
+    `served`: of the other files that its server reads ("" where that was not noted).
     """
 
     id: str
@@ -185,6 +184,20 @@ class Registry:
                     return id, erasure
         return None
 
+    def erased(self, version: ModelVersion) -> dict[str, Erasure]:
+        """Of the datasets that this version was made of those that a document was erased from since, by id, each with
+        the first such erasure."""
+        erasures = self._warehouse.erasures({})
+        found = {}
+        for id in version.datasets:
+            for record in self._warehouse.built("datasets", id):
+                of = set(record["document_ids"])
+                since = (each for each in erasures if each.erased_at >= record["created_at"])
+                first = next((each for each in since if not of.isdisjoint(each.document_ids)), None)
+                if first is not None:
+                    found[id] = first
+        return found
+
     def deployable(self, id: str) -> ModelVersion:
         """The version that the id means, unless a document that it rests on was erased, and nobody has decided since
         then, with a reason, that it may be used all the same. Raises UnknownModel, NotReleased."""
@@ -210,8 +223,8 @@ class Registry:
         Raises CannotRegister, UnreadableFigures, RunRefused.
         """
         run = run.resolve()
-        chain = list(_chain(run))
-        record = chain[0][1]
+        runs, learned = _runs(run)
+        record = runs[0][1]
         if record.state != "finished":
             raise CannotRegister(f"the run in {run} is {record.state} at step {record.step}: let it finish first")
         folder = model_folder(run)
@@ -221,7 +234,10 @@ class Registry:
                 f"the evaluation is of {evaluation.model}, and the weights in {folder} are {weights[:DIGITS]}: "
                 f"run `twin evaluate {run}`"
             )
-        datasets = [self._dataset(id) for id in dict.fromkeys(each.dataset for _, each in chain)]
+        bases = tuple(_bases(runs))
+        # A base may be a copy of a registered model, which lies beside no run.
+        copied = (id for version in self.versions() if version.weights in bases for id in version.datasets)
+        datasets = [self._dataset(id) for id in dict.fromkeys((*learned, *copied))]
         summary = self._summary(evaluation, record.generation, made_of=[str(each["_id"]) for each in datasets])
         served = served_digest(folder)
         told = Decided(at=self._now(), by="", what="evaluated", reasons=tuple(_told_evaluation(summary)))
@@ -251,7 +267,7 @@ class Registry:
                     code_revision=record.code_revision,
                     weights=weights,
                     served=served,
-                    bases=tuple(_bases(chain)),
+                    bases=bases,
                     evaluation=summary,
                     decisions=(Decided(at=self._now(), by="", what="registered"), told),
                 )
@@ -539,7 +555,17 @@ def _judged(version: ModelVersion, champion: ModelVersion | None, rules: Rules) 
         comparisons=comparisons,
         notes=notes,
     )
-    return judge(evaluation, rules, available=summary.available)
+    return judge(evaluation, rules, available=_available(summary))
+
+
+def _available(summary: Summary) -> dict[str, int]:
+    """How many samples there are to evaluate on; of how many families, where the likelihood is of all of them."""
+    if summary.available is None:
+        return {}
+    whole = summary.metrics.get("bits_per_byte")
+    if whole is None or whole.families is None or whole.n != summary.available:
+        return {"samples": summary.available}
+    return {"samples": summary.available, "families": whole.families}
 
 
 def _told_evaluation(summary: Summary) -> Iterator[str]:
@@ -563,45 +589,35 @@ def _succeeded_at(version: ModelVersion) -> datetime:
     return max((each.at for each in version.decisions if each.what == "succeeded"), default=version.created_at)
 
 
-def _chain(run: Path) -> Iterator[tuple[Path, RunRecord]]:
-    """This run, the run that made its base, and so on."""
-    for _ in range(RUNS_IN_A_CHAIN):
-        record = read_record(run)
-        if record is None:
-            raise CannotRegister(f"there is no run in {run}: name the folder that `twin train` wrote to")
-        yield run, record
-        if record.base_run is None:
-            return
-        run = _base_run(run, record.base_run)
-    raise CannotRegister(f"the runs before {run} go round in a circle: their run.json name each other as base_run")
+def _runs(run: Path) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
+    """This run, the run that made its base, and so on; and the datasets of all of them and of the base of the first.
+
+    Raises CannotRegister.
+    """
+    from training.evaluation.held_out import chain, trained_on
+    from training.inputs import UnusableInput
+
+    try:
+        runs, datasets = list(chain(run)), trained_on(run)
+    except UnusableInput as error:
+        raise CannotRegister(str(error)) from error
+    if not runs or runs[0][0] != run:
+        raise CannotRegister(f"there is no run in {run}: name the folder that `twin train` wrote to")
+    return runs, datasets
 
 
-def _base_run(run: Path, named: str) -> Path:
-    """Where the run that made the base lies; a relative path may be of another working directory."""
-    for place in (Path(named), *(parent / named for parent in run.parents), run.parent / Path(named).name):
-        if place.resolve() != run and read_record(place) is not None:
-            return place.resolve()
-    raise CannotRegister(
-        f"the run {named}, which made the base of {run}, is not there any more, so nobody could tell which documents "
-        "the model is made of: put it back"
-    )
-
-
-def _bases(chain: Sequence[tuple[Path, RunRecord]]) -> Iterator[str]:
+def _bases(runs: Sequence[tuple[Path, RunRecord]]) -> Iterator[str]:
     """Weights that the runs began with, as they noted; of runs that noted none, what lies there now."""
     from training.inputs import UnusableInput
     from training.inputs import model_folder as found
 
-    for run, record in chain:
-        noted: str | None = getattr(record, "base_weights", None)
-        if noted is not None:
-            yield noted
+    named = (*(str(run) for run, _ in runs[1:]), runs[-1][1].base_model)
+    for (_, record), name in zip(runs, named, strict=True):
+        if record.base_weights is not None:
+            yield record.base_weights
             continue
-        try:
-            name = record.base_model if record.base_run is None else str(_base_run(run, record.base_run))
+        with suppress(UnusableInput, UnreadableFigures):
             yield weights_digest(found(name))
-        except (UnusableInput, UnreadableFigures):
-            continue
 
 
 def _plain(version: ModelVersion) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -27,12 +27,12 @@ from corpus.settings import credentials, without_password
 if TYPE_CHECKING:
     from corpus.settings import Settings
 
+State = Literal["starting", "ready"]
 DIRECTORY = "serving"
 LOOPBACK = "127.0.0.1"
 # The answers under way may end first.
 STOP_SECONDS = 60.0
 LOOK_SECONDS, ANSWER_SECONDS = 0.5, 120.0
-TGI_IMAGE = "ghcr.io/huggingface/text-generation-inference:3.3.5"
 # By this the processes of a server are known whose first one has ended; its settings, and ours are not its business.
 MARK, OURS = "LLM_TWIN_SERVER_LOG", "TWIN_"
 PROCESSES, BOOT = Path("/proc"), Path("/proc/sys/kernel/random/boot_id")
@@ -70,28 +70,29 @@ SERVERS: Mapping[str, Server] = {
     ),
     "tgi": Server(
         command=lambda model, port: (
-            *("docker", "run", "--rm", "--gpus", "all", "--shm-size", "1g", "-p", f"{LOOPBACK}:{port}:80"),
-            *("-e", "HF_HUB_OFFLINE=1", "-v", f"{model}:/model:ro", TGI_IMAGE, "--model-id", "/model"),
+            *("text-generation-launcher", "--model-id", str(model), "--hostname", LOOPBACK, "--port", str(port)),
         ),
         # TGI serves one model, whatever it is called.
         called=lambda model: "tgi",
-        needs="Docker with the NVIDIA container toolkit",
+        needs="a GPU, and text-generation-inference, or its image with the model's folder in it",
     ),
 }
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
-    """`serving/<version>.json`: a server that this home started. `started`: when, in the kernel's own terms, so that
-    another process with this id is not taken for it."""
+    """`serving/<version>.json`: a server that this home started. `pid`: None until it is known which process that is;
+    `started`: when, in the kernel's own terms, so that another process with this id is not taken for it; `state`:
+    `starting` until it has answered for the first time."""
 
     version: str
-    pid: int
+    pid: int | None
     started: str
     url: str
     port: int
     model: str
     command: tuple[str, ...]
     log: str
+    state: State = "ready"
 
 
 def free_port() -> int:
@@ -102,8 +103,13 @@ def free_port() -> int:
     return port
 
 
-def start(home: Path, version: str, command: tuple[str, ...], *, model: str, port: int) -> Served:
-    """Start a server on this machine, which stays when this program ends; it is not ready yet. Raises ServerFailed."""
+def start(
+    home: Path, version: str, command: tuple[str, ...], *, model: str, port: int, state: State = "starting"
+) -> Served:
+    """Start a server on this machine, which stays when this program ends; it is not ready yet. Raises ServerFailed.
+
+    Its record is there before it is, so that `twin down` finds it whenever this program ends.
+    """
     log = home / "logs" / f"model-{version}.log"
     cache = home / DIRECTORY / "huggingface"
     for directory in (log.parent, cache / "hub"):
@@ -119,6 +125,19 @@ def start(home: Path, version: str, command: tuple[str, ...], *, model: str, por
         "DO_NOT_TRACK": "true",
     }
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    before = served(home, version)
+    planned = Served(
+        version=version,
+        pid=None,
+        started="",
+        url=f"http://{LOOPBACK}:{port}",
+        port=port,
+        model=model,
+        command=command,
+        log=str(log),
+        state=state,
+    )
+    _note(home, planned)
     try:
         pid = os.posix_spawnp(
             command[0],
@@ -132,24 +151,17 @@ def start(home: Path, version: str, command: tuple[str, ...], *, model: str, por
             setsid=True,
         )
     except OSError as error:
+        if before is None:
+            _record(home, version).unlink()
+        else:
+            _note(home, before)
         raise ServerFailed(f"{command[0]} cannot be started ({error.strerror}): install it") from error
-    served = Served(
-        version=version,
-        pid=pid,
-        started=_started(pid) or "",
-        url=f"http://{LOOPBACK}:{port}",
-        port=port,
-        model=model,
-        command=command,
-        log=str(log),
-    )
-    replace_file(_record(home, version), msgspec.json.format(msgspec.json.encode(served)))
-    return served
+    return _note(home, msgspec.structs.replace(planned, pid=pid, started=_started(pid) or ""))
 
 
 def again(home: Path, served: Served) -> Served:
     """Start a server of this home anew, at the address that it had. Raises ServerFailed."""
-    return start(home, served.version, served.command, model=served.model, port=served.port)
+    return start(home, served.version, served.command, model=served.model, port=served.port, state=served.state)
 
 
 def served(home: Path, version: str) -> Served | None:
@@ -161,7 +173,9 @@ def served(home: Path, version: str) -> Served | None:
 
 
 def runs(server: Served) -> bool:
-    """Whether this very process is there."""
+    """Whether this very process is there; of one that nobody noted, nobody knows."""
+    if server.pid is None:
+        return False
     with suppress(ChildProcessError):
         # Nobody else takes leave of it where this program started it.
         os.waitpid(server.pid, os.WNOHANG)
@@ -188,10 +202,11 @@ def stop(server: Served, *, seconds: float = STOP_SECONDS) -> bool:
 
 def _processes(server: Served) -> list[int]:
     """The processes of a server's session. Where the first has ended, those of this machine that bear its mark: its id
-    may be another's by now."""
+    may be another's by now. Where its id was never noted, all that bear it."""
     leads = runs(server)
     boot = BOOT.read_text().strip() if BOOT.exists() else ""
-    if not leads and (not server.started.startswith(f"{boot} ") or _started(server.pid) is not None):
+    lost = server.pid is not None and not leads
+    if lost and (not server.started.startswith(f"{boot} ") or _started(server.pid) is not None):
         return []
     mark = f"{MARK}={server.log}".encode()
     found = []
@@ -199,7 +214,7 @@ def _processes(server: Served) -> list[int]:
         with suppress(OSError, ValueError, IndexError):
             state, _, _, session, *_ = (path / "stat").read_text().rpartition(")")[2].split()
             ours = leads or mark in (path / "environ").read_bytes().split(b"\0")
-            if state not in "ZX" and int(session) == server.pid and ours:
+            if state not in "ZX" and server.pid in (None, int(session)) and ours:
                 found.append(int(path.name))
     return found
 
@@ -263,8 +278,11 @@ def key_for(settings: Settings, url: str) -> str | None:
     return settings.llm_api_key
 
 
-def wait_until_ready(server: Served, *, seconds: float, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Wait for a server of this home to answer. Raises ServerFailed when it ends, or `seconds` have passed."""
+def wait_until_ready(
+    home: Path, server: Served, *, seconds: float, sleep: Callable[[float], None] = time.sleep
+) -> Served:
+    """Wait for a server of this home to answer, and note it. Raises ServerFailed when it ends, or `seconds` have
+    passed."""
     deadline = time.monotonic() + seconds
     while True:
         if not runs(server):
@@ -273,7 +291,7 @@ def wait_until_ready(server: Served, *, seconds: float, sleep: Callable[[float],
             with socket.create_connection((LOOPBACK, server.port), timeout=1.0):
                 pass
             answer_one_token(server.url, server.model, seconds=max(1.0, deadline - time.monotonic()))
-            return
+            return server if server.state == "ready" else _note(home, msgspec.structs.replace(server, state="ready"))
         except OSError as error:
             told: Exception = error
         except ServerFailed as error:
@@ -297,11 +315,16 @@ def _last_words(log: Path) -> str:
     return f"{lines[-1][:300]} (see {log})" if lines else f"it said nothing (see {log})"
 
 
+def _note(home: Path, server: Served) -> Served:
+    replace_file(_record(home, server.version), msgspec.json.format(msgspec.json.encode(server)))
+    return server
+
+
 def _record(home: Path, version: str) -> Path:
     return home / DIRECTORY / f"{version}.json"
 
 
-def _started(pid: int) -> str | None:
+def _started(pid: int | None) -> str | None:
     """When this process started: which boot, and ticks since; None where it is not there or has ended.
 
     Source: proc_pid_stat(5), fields state and starttime.

@@ -157,8 +157,8 @@ def tell_versions(uri: str, versions: Sequence[Named], *, limit: int = LIMIT_SEC
             found = there.get(version.id)
             if found is None:
                 id = _run_id(Path(version.run), uri)
-                # A server takes no folder of this machine as source; it is told in a tag.
-                source = Path(version.folder).as_uri() if id is None else f"runs:/{id}"
+                # A server takes no folder of this machine as source, also of a version whose run it was never told of.
+                source = f"{MODEL}:/{version.id}" if id is None else f"runs:/{id}"
                 found = client.create_model_version(MODEL, source, id, {VERSION: version.id})
             numbers[version.id] = found.version
             for name, value in {STATE: version.state, FOLDER: version.folder, **version.tags}.items():
@@ -368,6 +368,8 @@ def _told(uri: str, limit: int) -> Iterator[Any]:
     environment = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(limit),
+        # What is printed is a command's result.
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
     }
