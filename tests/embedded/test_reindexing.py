@@ -514,6 +514,7 @@ def drop(app: Generations) -> None:
     app.act("drop")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("before", "action", "live"),
     [

@@ -151,6 +151,7 @@ def test_our_documentation_answers_what_it_holds(tmp_path: Path, embedder: Embed
     assert right(ask, QUESTIONS["documented"]) >= 5
 
 
+@pytest.mark.integration
 @pytest.mark.skipif(not ARTICLES.exists(), reason="the handbook's articles are not here")
 def test_articles_answer_what_they_hold(tmp_path: Path, embedder: Embedder) -> None:
     subjects = (
