@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pymongo import MongoClient
+
+from corpus import warehouse
+from corpus.settings import Settings
 
 pytest.importorskip("trl", reason="training needs the extra `training`")
 pytestmark = [pytest.mark.integration, pytest.mark.long]
@@ -75,9 +77,9 @@ def test_only_a_better_model_becomes_champion_and_rolling_back_loses_no_question
     folder = Path(dataset["folder"])
     with_shuffled_words(folder, folder.with_name("instructions-shuffled"))
     address = json.loads((twin.home / "addresses.json").read_text())["mongodb_uri"]
-    with MongoClient[dict[str, Any]](address) as client:
-        record = client["twin"]["datasets"].find_one({"_id": dataset["id"]}) or {}
-        client["twin"]["datasets"].insert_one({**record, "_id": "instructions-shuffled", "id": "instructions-shuffled"})
+    with warehouse.connect(Settings(home=twin.home, mongodb_uri=address)) as documents:
+        record = documents.built("datasets", dataset["id"])[0]
+        documents.record_built("datasets", {**record, "_id": "instructions-shuffled", "id": "instructions-shuffled"})
     worse = candidate(trained("worse", tmp_path / "base", "instructions-shuffled", 40), "champion")
     refused = twin.run("model", "approve", worse, *RULES, code=1).stderr
     assert "bits_per_byte" in refused
