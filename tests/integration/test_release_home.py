@@ -46,7 +46,8 @@ def with_shuffled_words(folder: Path, place: Path) -> None:
 def test_only_a_better_model_becomes_champion_and_rolling_back_loses_no_question(
     homes: Callable[..., Any], tmp_path: Path
 ) -> None:
-    twin, runs = homes(), tmp_path / "runs"
+    # A model of this size goes on for ever, one answer at a time, and another waits for it.
+    twin, runs = homes(TWIN_LLM_MAX_TOKENS="24", TWIN_LLM_TIMEOUT="240"), tmp_path / "runs"
     twin.up()
     twin.ingest(*SOURCES)
     twin.wait()
