@@ -85,7 +85,7 @@ class TrainingConfiguration(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     packing: bool = False
     # None: see LEARNING_RATES.
     learning_rate: Positive | None = None
-    epochs: Positive = 1.0
+    epochs: Annotated[float, msgspec.Meta(gt=0, le=10_000)] = 1.0
     max_steps: Count | None = None
     batch_size: Count = 1
     gradient_accumulation: Count = 8

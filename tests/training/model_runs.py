@@ -12,7 +12,8 @@ import msgspec
 
 from corpus.warehouse import AlreadyBuilt, BuiltKind, BuiltMeanwhile, Erasure
 from training.configuration import TrainingConfiguration, dump
-from training.evaluation.figures import Comparison, Evaluation, Metric, model_name
+from training.evaluation.figures import Comparison, Evaluation, Metric, model_folder, model_name, served_digest
+from training.evaluation.held_out import trained_on
 from training.runs import RunRecord
 
 BUILT, LATER = datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 6, 9, tzinfo=UTC)
@@ -124,6 +125,10 @@ def evaluated(model: Path, against: Path | None, gain: float = 0.2, **changed: A
             "seed": 0,
             "metrics": {metric.name: metric for metric in metrics},
             "comparisons": {each.name: each for each in comparisons} if against else {},
+            "files": served_digest(model_folder(model)),
+            "against_files": "" if against is None else served_digest(model_folder(against)),
+            "questions": 60,
+            **({} if "trained_on" in changed else {"trained_on": tuple(trained_on(model_folder(model)))}),
             **changed,
         }
     )

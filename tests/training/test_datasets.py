@@ -388,11 +388,20 @@ def test_two_versions_are_compared(home: Home) -> None:
     assert sum(counts["added"] for counts in found["samples"].values()) > 0
 
 
+def test_an_export_into_the_home_is_refused_since_no_erasure_would_find_it(home: Home) -> None:
+    record = home.build()
+
+    with pytest.raises(exporting.CannotExport, match="outside of it"):
+        exporting.export(
+            home.store.folder(record), record, home.settings.home / "out", "jsonl", home=home.settings.home
+        )
+
+
 @pytest.mark.parametrize("format", ["parquet", "arrow", "jsonl"])
 def test_an_export_holds_every_sample(home: Home, tmp_path: Path, format: exporting.Format) -> None:
     record = home.build()
 
-    exporting.export(home.store.folder(record), record, tmp_path / "out", format)
+    exporting.export(home.store.folder(record), record, tmp_path / "out", format, home=tmp_path / "home")
 
     path = tmp_path / "out" / f"train.{format}"
     rows = {
@@ -404,7 +413,7 @@ def test_an_export_holds_every_sample(home: Home, tmp_path: Path, format: export
     assert [row["answer"] for row in rows] == expected
     assert f"train.{format}" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(exporting.CannotExport, match="not empty"):
-        exporting.export(home.store.folder(record), record, tmp_path / "out", format)
+        exporting.export(home.store.folder(record), record, tmp_path / "out", format, home=tmp_path / "home")
 
 
 def test_files_that_are_gone_are_built_again_from_the_record(home: Home) -> None:

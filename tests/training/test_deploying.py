@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -219,6 +220,16 @@ def test_what_is_withdrawn_gives_no_answers_and_its_server_ends(home: Path, rele
     assert (read(home), servers.runs(server)) == (Deployment(), False)
     assert deploying.withdraw(home) == []
     assert releases.registry.version("twin-1").state == "champion"
+
+
+def test_two_who_deploy_a_version_at_once_share_one_server(home: Path, releases: Releases) -> None:
+    first = releases.champion("first")
+    with ThreadPoolExecutor(2) as both:
+        served = list(both.map(lambda _: deploying.serve(home, first, wait=20, command=tiny_server), range(2)))
+
+    assert served[0] == served[1]
+    assert servers.stop_servers(home, seconds=5) == ["twin-1"]
+    assert not servers.runs(served[0])
 
 
 def test_a_deployment_that_cannot_be_read_is_not_written_over(home: Path, releases: Releases) -> None:
@@ -654,6 +665,7 @@ def test_another_process_with_the_same_id_is_not_stopped(home: Path) -> None:
     [
         (200, b'{"choices": []}', "without a choice"),
         (200, b"<html>", "does not speak"),
+        (200, b'{"choices": [{"message": "hi"}]}', "does not speak"),
         (500, b"out of memory", "out of memory"),
     ],
 )
@@ -753,7 +765,7 @@ def listening() -> Iterator[str]:
             self.rfile.read(int(self.headers["content-length"]))
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b'{"choices": [{}]}')
+            self.wfile.write(b'{"choices": [{"message": {}}]}')
 
         def log_message(self, *_: Any) -> None: ...
 

@@ -100,10 +100,17 @@ def test_a_third_of_nonsense_is_still_borne() -> None:
 def test_failed_requests_are_no_nonsense_and_their_pairs_are_left_out() -> None:
     judge = Judge(lambda first, second: None if "broken" in (first, second) else by_length(first, second))
 
-    found = judged([pair("broken", "b"), pair("broken", "c"), pair("longer", "l")], judge)
+    found = judged([pair("broken", "b"), *[pair("longer", "l")] * 3], judge)
 
-    assert found.scores == (None, None, 1.0)
-    assert (found.failed, found.nonsense) == (4, 0)
+    assert found.scores == (None, 1.0, 1.0, 1.0)
+    assert (found.failed, found.nonsense) == (2, 0)
+
+
+def test_where_most_requests_failed_nothing_was_judged_not_even_a_tie() -> None:
+    judge = Judge(lambda first, second: None)
+
+    with pytest.raises(JudgeUnusable, match="failed at 2 of 2 requests"):
+        judged([pair("a", "b"), *[pair("same", "same")] * 8], judge)
 
 
 def test_a_judge_that_is_away_is_told_to_whoever_asks() -> None:

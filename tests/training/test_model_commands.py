@@ -46,7 +46,7 @@ def servers() -> Iterator[Servers]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
-            self._answer({"choices": [{}]})
+            self._answer({"choices": [{"message": {}}]})
 
         def do_GET(self) -> None:
             self._answer({"models": told.models})

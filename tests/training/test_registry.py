@@ -183,6 +183,44 @@ def test_an_evaluation_of_other_weights_is_refused(office: Office) -> None:
         office.registry.register(run, evaluated(office.base, office.base))
 
 
+def test_an_evaluation_that_knew_nothing_of_what_the_model_was_trained_on_is_refused(office: Office) -> None:
+    run = make_run(office.home / "runs" / "one", office.base)
+    shutil.copytree(run / "model", office.home / "copy")
+
+    with pytest.raises(CannotRegister, match=r"did not know that the model was trained on d1.*twin evaluate"):
+        office.registry.register(run, evaluated(office.home / "copy", office.base))
+
+
+def test_an_evaluation_with_another_template_is_refused(office: Office) -> None:
+    run = make_run(office.home / "runs" / "one", office.base)
+    found = evaluated(run, office.base)
+    (run / "model" / "chat_template.jinja").write_text("{{ messages }}")
+
+    with pytest.raises(CannotRegister, match="not those that were evaluated"):
+        office.registry.register(run, found)
+
+
+def test_a_comparison_with_a_disfigured_copy_of_the_champion_or_the_base_does_not_pass(office: Office) -> None:
+    run = make_run(office.home / "runs" / "first", office.base, weights="first")
+    bad_base = office.home / "bad-base"
+    shutil.copytree(office.base, bad_base)
+    (bad_base / "config.json").write_text('{"rms_norm_eps": 1000}')
+    version = office.registry.register(run, evaluated(run, bad_base))
+    assert not office.registry.judged(version, RULES).passes
+    champion = office.registry.approve(
+        office.registry.register(run, evaluated(run, office.base)).id, by="Ada", rules=RULES
+    )
+
+    worse = make_run(office.home / "runs" / "worse", office.base, weights="worse")
+    bad_champion = office.home / "bad"
+    shutil.copytree(champion.folder, bad_champion)
+    (bad_champion / "chat_template.jinja").write_text("zq " * 60)
+    version = office.registry.register(worse, evaluated(worse, bad_champion))
+
+    with pytest.raises(NotReleased, match="of another tokenizer, template or configuration"):
+        office.registry.approve(version.id, by="Ada", rules=RULES)
+
+
 def test_a_model_of_a_dataset_that_nobody_knows_is_refused(office: Office) -> None:
     run = make_run(office.home / "runs" / "one", office.base, dataset="gone")
 
@@ -194,7 +232,7 @@ def test_a_model_whose_earlier_run_is_gone_is_refused(office: Office) -> None:
     run = make_run(office.home / "runs" / "dpo", office.base, base_run="runs/lost")
 
     with pytest.raises(CannotRegister, match="runs/lost"):
-        office.registry.register(run, evaluated(run, office.base))
+        office.registry.register(run, evaluated(run, office.base, trained_on=()))
 
 
 def test_a_folder_without_a_run_is_refused(office: Office) -> None:

@@ -154,6 +154,31 @@ def test_too_few_samples_are_excused_only_where_there_are_no_more_and_nothing_is
     assert "style_author: 12 samples are too few" in " ".join((*decision.reasons, *decision.not_judged))
 
 
+@pytest.mark.parametrize(
+    ("asked", "there", "passes"), [(2, 66, False), (12, 12, True), (20, 66, True), (2, None, False)]
+)
+def test_a_model_that_was_hardly_asked_does_not_pass_whatever_is_missing_for_that(
+    asked: int, there: int | None, passes: bool
+) -> None:
+    found = msgspec.structs.replace(evaluation("perplexity", -2.0, -1.0), questions=asked)
+    rules = Rules(figures={"perplexity": IMPROVE, "correctness": Rule(must="not_worsen", margin=0.1, required=False)})
+
+    decision = judge(found, rules, available={} if there is None else {"samples": there})
+
+    assert decision.passes == passes
+    assert any(f"asked {asked} questions" in reason for reason in decision.reasons) != passes
+
+
+def test_a_figure_of_too_few_families_to_be_compared_is_not_excused_where_there_are_more() -> None:
+    found = evaluation("perplexity", -2.0, -1.0)
+    alone = Metric(name="correctness", better="higher", value=0.5, low=0.4, high=0.6, n=20, families=2)
+    found = msgspec.structs.replace(found, metrics={**found.metrics, "correctness": alone})
+    rules = Rules(figures={"perplexity": IMPROVE, "correctness": Rule(must="not_worsen", margin=0.1, required=False)})
+
+    assert not judge(found, rules, available={"samples": 60, "families": 9}).passes
+    assert judge(found, rules, available={"samples": 60, "families": 2}).passes
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("-inf")])
 def test_an_interval_that_is_no_number_is_no_evidence(broken: float) -> None:
     assert not decided(evaluation("perplexity", broken, -1.0), perplexity=IMPROVE).passes

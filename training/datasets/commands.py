@@ -77,7 +77,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     diff.add_argument("ids", nargs=2, metavar="ID")
     export = _action(actions, "export", "write a version elsewhere, or push it to a hub", export_dataset)
     export.add_argument("id", metavar="ID")
-    export.add_argument("--to", type=Path, metavar="FOLDER", help="a new folder")
+    export.add_argument("--to", type=Path, metavar="FOLDER", help="a new folder, outside of the home")
     export.add_argument("--format", choices=FORMATS, default="parquet", help="(default parquet)")
     export.add_argument("--hub", metavar="NAME", help="push it to this dataset repository of the hub, private, instead")
     check = _action(actions, "check", "hold any dataset against the gates", check_dataset, CHECK)
@@ -222,7 +222,7 @@ def export_dataset(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.hub is not None:
         place = push(folder, arguments.hub)
     else:
-        export(folder, record, arguments.to, arguments.format)
+        export(folder, record, arguments.to, arguments.format, home=settings.home)
         place = str(arguments.to)
     if arguments.json:
         print_json({"id": record.id, "place": place})

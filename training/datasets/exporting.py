@@ -16,8 +16,11 @@ class CannotExport(RuntimeError):
     """A version cannot be written there; the message says why and what to do."""
 
 
-def export(folder: Path, record: Record, place: Path, format: Format) -> None:
-    """Write a version into a new folder, with its card and its record. Raises CannotExport."""
+def export(folder: Path, record: Record, place: Path, format: Format, *, home: Path) -> None:
+    """Write a version into a new folder outside of the home, with its card and its record. Raises CannotExport."""
+    if place.resolve().is_relative_to(home.resolve()):
+        # What is in the home is erased with its documents, and nobody would look for copies there.
+        raise CannotExport(f"{place} is in the home {home}: name a folder outside of it")
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise CannotExport(f"{place} is there already and not empty: name a new folder")
     try:

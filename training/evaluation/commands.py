@@ -109,6 +109,7 @@ def run(namespace: argparse.Namespace, settings: Settings) -> int:
         seed=namespace.seed,
         say=say,
     )
+    found = msgspec.structs.replace(found, trained_on=tuple(trained))
     if not trained:
         note = "no run made this model: whether it was trained on these documents is not known"
         found = msgspec.structs.replace(found, notes={**found.notes, "trained on": note})

@@ -23,7 +23,7 @@ from training.datasets.likeness import grounded, words
 from training.datasets.samples import InstructionSample
 from training.datasets.scoring import JudgeUnusable
 from training.datasets.wordsmith import Wordsmith, WordsmithUnavailable
-from training.evaluation.figures import Comparison, Evaluation, Metric, SideBySide
+from training.evaluation.figures import Comparison, Evaluation, Metric, SideBySide, served_digest
 from training.evaluation.held_out import HeldOut, Question, asking, is_own
 from training.evaluation.intervals import FEWEST_FAMILIES, Figure, comparable, comparison, mean, metric, ratio
 from training.evaluation.judging import Judged, Pair, judged
@@ -471,6 +471,9 @@ def evaluate(
         comparisons=found.comparisons,
         samples=_side_by_side(held_out, model_gave, other, seed),
         notes=found.notes,
+        files=served_digest(folder),
+        against_files=served_digest(against) if against is not None else "",
+        questions=len(held_out.questions),
     )
 
 

@@ -13,6 +13,8 @@ import msgspec
 from corpus.files import replace_file
 
 EVALUATION = "evaluation.json"
+# What a server reads beside the weights: the tokenizer, its chat template, how it writes.
+SERVED = ("*.json", "*.jinja", "chat_template*", "*.model", "*.txt", "*.tiktoken")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 DIGITS = 12
 BLOCK = 1 << 20
@@ -66,9 +68,11 @@ class SideBySide(msgspec.Struct, frozen=True, kw_only=True):
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """`evaluation.json`: what was found of `model`, and of it compared with `against`, if there was another.
 
-    `model`, `against`: as `model_name` names their folders, so a figure is of these weights and no others; `dataset`:
-    id of the version that the held-out samples are of, `generation`: its own; `metrics`, `comparisons`: by their names;
-    `notes`: what was left out or is to be known, by the name of the figure or of what was left out.
+    `model`, `against`: as `model_name` names their folders, `files`, `against_files`: `served_digest` of these, so a
+    figure is of these models and no others; `dataset`: id of the version that the held-out samples are of,
+    `generation`: its own; `trained_on`: the datasets of which it was made sure that the model did not learn a test
+    document; `questions`: how many it was asked; `metrics`, `comparisons`: by their names; `notes`: what was left out
+    or is to be known, by the name of the figure or of what was left out.
     """
 
     model: str
@@ -81,6 +85,10 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     comparisons: dict[str, Comparison] = {}
     samples: tuple[SideBySide, ...] = ()
     notes: dict[str, str] = {}
+    files: str = ""
+    against_files: str = ""
+    trained_on: tuple[str, ...] = ()
+    questions: int | None = None
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation) -> Path:
@@ -131,6 +139,16 @@ def weights_digest(folder: Path) -> str:
         with file.open("rb") as opened:
             while block := opened.read(BLOCK):
                 total.update(block)
+    return total.hexdigest()
+
+
+def served_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of the files beside the weights that a server reads."""
+    files = {path for pattern in SERVED for path in folder.glob(pattern) if path.is_file()}
+    total = hashlib.sha256()
+    for path in sorted(files):
+        content = path.read_bytes()
+        total.update(f"{path.name}\0{len(content)}\0".encode() + content)
     return total.hexdigest()
 
 

@@ -57,13 +57,18 @@ class Judged:
 def judged(pairs: Sequence[Pair], judge: Wordsmith) -> Judged:
     """What the judge says of the pairs. Equal answers are ties, about which nobody is asked.
 
-    Raises JudgeUnusable where more than MOST_NONSENSE of the replies are no verdict, and what the judge raises.
+    Raises JudgeUnusable where more than MOST_NONSENSE of the requests failed or of the replies are no verdict, and what
+    the judge raises.
     """
     open_pairs = [at for at, pair in enumerate(pairs) if pair.model.strip() != pair.against.strip()]
     requests = [request(pairs[at], swapped) for at in open_pairs for swapped in (False, True)]
     replies = judge.write(requests)
     verdicts = [None if reply is None else verdict(reply) for reply in replies]
     failed = sum(reply is None for reply in replies)
+    if failed > MOST_NONSENSE * len(replies):
+        raise JudgeUnusable(
+            f"the judge {judge.name} failed at {failed} of {len(replies)} requests: see that its server answers"
+        )
     nonsense = sum(found is None for found in verdicts) - failed
     if nonsense > MOST_NONSENSE * max(1, len(replies) - failed):
         example = next(reply for reply, found in zip(replies, verdicts, strict=True) if reply and found is None)

@@ -286,16 +286,18 @@ def serve(
 
     Raises ServerFailed; then it does not run.
     """
-    server = servers.served(home, version.id)
-    if server is not None and server.model != version.folder:
-        # Another model had this name in a former life of the home.
-        servers.stop(server)
-    if server is None or not servers.runs(server):
-        if server is not None:
-            # What a program that was killed left running of it.
-            servers.stop(server, seconds=1.0)
-        folder, port = Path(version.folder), servers.free_port()
-        server = servers.start(home, version.id, command(folder, port), model=str(folder), port=port)
+    # Two who deploy it at once share one server.
+    with _changing(home):
+        server = servers.served(home, version.id)
+        if server is not None and server.model != version.folder:
+            # Another model had this name in a former life of the home.
+            servers.stop(server)
+        if server is None or not servers.runs(server):
+            if server is not None:
+                # What a program that was killed left running of it.
+                servers.stop(server, seconds=1.0)
+            folder, port = Path(version.folder), servers.free_port()
+            server = servers.start(home, version.id, command(folder, port), model=str(folder), port=port)
     try:
         return servers.wait_until_ready(home, server, seconds=wait)
     except BaseException:
@@ -312,7 +314,8 @@ def kept_if_deployed(home: Path, version: ModelVersion) -> Iterator[None]:
         yield
     except BaseException:
         server = servers.served(home, version.id)
-        if server is not None and not ran:
+        # Another command may have deployed it meanwhile.
+        if server is not None and not ran and version.id not in named(read(home)):
             servers.stop(server, seconds=1.0)
         raise
 

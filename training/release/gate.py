@@ -59,10 +59,12 @@ class DueRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Every rule; `figures`: by the names of the figures; `source`: the file that they are of, with a digest of them
+    """Every rule; `figures`: by the names of the figures; `questions`: how many the model must have been asked, or all
+    that there are; `source`: the file that they are of, with a digest of them
     all, which `load_rules` alone sets."""
 
     figures: Annotated[dict[str, Rule], msgspec.Meta(min_length=1)]
+    questions: Count = 20
     canary: CanaryRules = msgspec.field(default_factory=CanaryRules)
     due: DueRules = msgspec.field(default_factory=DueRules)
     source: str = "no file"
@@ -152,10 +154,22 @@ def judge(evaluation: Evaluation, rules: Rules, *, available: Mapping[str, int] 
         judged += 1
         passes = passes and kept
         reasons.append(f"{name}: {told}")
+    few = _few_questions(evaluation, rules, available or {})
+    if few:
+        passes = False
+        reasons.append(few)
     if not judged:
         passes = False
         reasons.append("nothing was judged: run `twin evaluate` with --against")
     return Decision(passes=passes, reasons=tuple(reasons), not_judged=tuple(not_judged))
+
+
+def _few_questions(evaluation: Evaluation, rules: Rules, available: Mapping[str, int]) -> str:
+    """Why the model was asked too little to be judged, so that no figure is missing for that; "" if it was not."""
+    asked, there = evaluation.questions, available.get("samples")
+    if asked is None or asked >= rules.questions or (there is not None and asked >= there):
+        return ""
+    return f"it was asked {asked} questions, and {rules.questions} are needed: evaluate on more (`--questions`)"
 
 
 class TooFew(NamedTuple):
@@ -170,10 +184,24 @@ def _found(evaluation: Evaluation, name: str, rule: Rule) -> tuple[bool, str] | 
     """Whether a rule is kept, and in words; or why it cannot be judged."""
     metric, comparison = evaluation.metrics.get(name), evaluation.comparisons.get(name)
     figure = metric if rule.must == "reach" else comparison
+    few = _too_few(figure or metric, rule)
+    if few is not None:
+        return few
     if metric is None or figure is None:
         why = evaluation.notes.get(name)
         missing = "not measured" if metric is None else f"not compared with {evaluation.against or 'another model'}"
         return missing if why is None else f"{missing} ({why.removeprefix('not measured: ')})"
+    point = figure.value if isinstance(figure, Metric) else figure.difference
+    if not all(map(math.isfinite, (figure.low, point, figure.high))) or not figure.low <= figure.high:
+        return f"no interval ({figure.low} to {figure.high})"
+    if isinstance(figure, Metric):
+        return _reached(figure, rule)
+    return _compared(figure, metric.better, rule)
+
+
+def _too_few(figure: Metric | Comparison | None, rule: Rule) -> TooFew | None:
+    if figure is None:
+        return None
     if figure.n < rule.samples:
         told = f"{figure.n} samples are too few to judge, {rule.samples} are needed"
         return TooFew("samples", rule.samples, told)
@@ -181,12 +209,7 @@ def _found(evaluation: Evaluation, name: str, rule: Rule) -> tuple[bool, str] | 
     if figure.families is not None and figure.families < rule.families:
         told = f"samples of {figure.families} document families are too few to judge, {rule.families} are needed"
         return TooFew("families", rule.families, told)
-    point = figure.value if isinstance(figure, Metric) else figure.difference
-    if not all(map(math.isfinite, (figure.low, point, figure.high))) or not figure.low <= figure.high:
-        return f"no interval ({figure.low} to {figure.high})"
-    if isinstance(figure, Metric):
-        return _reached(figure, rule)
-    return _compared(figure, metric.better, rule)
+    return None
 
 
 def _reached(metric: Metric, rule: Rule) -> tuple[bool, str]:

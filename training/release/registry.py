@@ -7,7 +7,6 @@ MLflow's registry and its aliases `candidate` and `champion` are told, and told 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from training.evaluation.figures import (
     Metric,
     UnreadableFigures,
     model_folder,
+    served_digest,
     weights_digest,
 )
 from training.release.gate import Decision, Rules, judge
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 State = Literal["candidate", "champion", "former", "rejected"]
 LOCK = "registry.lock"
-# What a server reads beside the weights: the tokenizer, its chat template, how it writes.
-SERVED = ("*.json", "*.jinja", "chat_template*", "*.model", "*.txt", "*.tiktoken")
 MADE_CHAMPION = ("approved", "overridden", "restored")
 
 
@@ -79,7 +77,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """An evaluation without its texts, which would outlive the documents that they are of.
 
     `document_ids`: of its dataset where the model was not made of that, read at `read_at`; `available`: how many
-    samples its dataset has to evaluate on, None where that is not known.
+    samples its dataset has to evaluate on, None where that is not known; `against_files`, `bases_files`: what lay
+    beside the weights of the other model then, and of the bases of the runs when it was registered.
     """
 
     model: str
@@ -94,6 +93,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     document_ids: tuple[str, ...] = ()
     read_at: datetime | None = None
     available: int | None = None
+    against_files: str = ""
+    bases_files: tuple[str, ...] = ()
+    questions: int | None = None
 
 
 class ModelVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,12 +236,24 @@ class Registry:
                 f"the evaluation is of {evaluation.model}, and the weights in {folder} are {weights[:DIGITS]}: "
                 f"run `twin evaluate {run}`"
             )
+        served = served_digest(folder)
+        if evaluation.files != served:
+            raise CannotRegister(
+                f"tokenizer, template or configuration in {folder} are not those that were evaluated: run "
+                f"`twin evaluate {run}`"
+            )
         bases = tuple(_bases(runs))
         # A base may be a copy of a registered model, which lies beside no run.
         copied = (id for version in self.versions() if version.weights in bases for id in version.datasets)
         datasets = [self._dataset(id) for id in dict.fromkeys((*learned, *copied))]
+        unknown = set(learned) - set(evaluation.trained_on)
+        if unknown:
+            raise CannotRegister(
+                f"the evaluation did not know that the model was trained on {', '.join(sorted(unknown))}, and may have "
+                f"tested it by that: run `twin evaluate {run}`, by the run's folder and not by a copy of its model"
+            )
         summary = self._summary(evaluation, record.generation, made_of=[str(each["_id"]) for each in datasets])
-        served = served_digest(folder)
+        summary = msgspec.structs.replace(summary, bases_files=tuple(_bases_files(runs)))
         told = Decided(at=self._now(), by="", what="evaluated", reasons=tuple(_told_evaluation(summary)))
         with self._locked():
             known = self._known(weights, served)
@@ -537,10 +551,13 @@ def _judged(version: ModelVersion, champion: ModelVersion | None, rules: Rules) 
     summary = version.evaluation
     meant = (champion.weights,) if champion is not None else version.bases
     comparisons, notes = summary.comparisons, summary.notes
+    files = (champion.served,) if champion is not None else summary.bases_files
     against = (summary.against or "").rpartition("@")[2]
-    if not against or not any(weights.startswith(against) for weights in meant):
+    is_meant = bool(against) and any(weights.startswith(against) for weights in meant)
+    if not is_meant or (any(files) and summary.against_files not in files):
         wanted = f"the champion {champion.id}" if champion is not None else f"its base {version.base_model}"
         said = f"it was compared with {summary.against}" if summary.against else "it was compared with nothing"
+        said += " of another tokenizer, template or configuration" if is_meant else ""
         told = f"{said}, and must be with {wanted}: `twin evaluate` with --against, then `twin model register`"
         comparisons, notes = {}, {**notes, **dict.fromkeys(rules.figures, told)}
     evaluation = Evaluation(
@@ -554,6 +571,7 @@ def _judged(version: ModelVersion, champion: ModelVersion | None, rules: Rules) 
         metrics={name: metric for name, metric in summary.metrics.items() if comparisons or name != "win_rate"},
         comparisons=comparisons,
         notes=notes,
+        questions=summary.questions,
     )
     return judge(evaluation, rules, available=_available(summary))
 
@@ -573,16 +591,6 @@ def _told_evaluation(summary: Summary) -> Iterator[str]:
     yield f"on dataset {summary.dataset}, against {against}, at {summary.created_at:%Y-%m-%d %H:%M}"
     for each in summary.comparisons.values():
         yield f"{each.name}: difference {each.difference:+.3g} ({each.low:+.3g} to {each.high:+.3g}), n {each.n}"
-
-
-def served_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of the files beside the weights that a server reads."""
-    files = {path for pattern in SERVED for path in folder.glob(pattern) if path.is_file()}
-    total = hashlib.sha256()
-    for path in sorted(files):
-        content = path.read_bytes()
-        total.update(f"{path.name}\0{len(content)}\0".encode() + content)
-    return total.hexdigest()
 
 
 def _succeeded_at(version: ModelVersion) -> datetime:
@@ -618,6 +626,16 @@ def _bases(runs: Sequence[tuple[Path, RunRecord]]) -> Iterator[str]:
             continue
         with suppress(UnusableInput, UnreadableFigures):
             yield weights_digest(found(name))
+
+
+def _bases_files(runs: Sequence[tuple[Path, RunRecord]]) -> Iterator[str]:
+    """`served_digest` of the models that the runs began with, as far as they are there."""
+    from training.inputs import UnusableInput
+    from training.inputs import model_folder as found
+
+    for name in (*(str(run) for run, _ in runs[1:]), runs[-1][1].base_model):
+        with suppress(UnusableInput, UnreadableFigures):
+            yield served_digest(found(name))
 
 
 def _plain(version: ModelVersion) -> dict[str, Any]:

@@ -265,8 +265,11 @@ def answer_one_token(url: str, model: str, *, key: str | None = None, seconds: f
         raise ServerFailed(f"the server at {shown} refused ({answer.status_code}): {answer.text[:300]}")
     try:
         choices = answer.json()["choices"]
+        spoken = not choices or isinstance(choices[0]["message"], dict)
     except (ValueError, KeyError, TypeError) as error:
         raise ServerFailed(f"what answers at {shown} does not speak OpenAI's chat completions") from error
+    if not spoken:
+        raise ServerFailed(f"what answers at {shown} does not speak OpenAI's chat completions")
     if not choices:
         raise ServerFailed(f"the server at {shown} answered without a choice")
 
