@@ -22,7 +22,7 @@ DATASET = "the id of a dataset version, or its folder"
 ANY = "any"
 SFT = """\
 Fine-tune a model on a dataset of instructions. A run that was stopped or killed goes on from its last whole checkpoint
-when the same command is given again; SIGTERM lets it save one first. For several GPUs: accelerate launch --config_file
+when the same command is given again; SIGTERM or Ctrl-C lets it save one first. For several GPUs: accelerate launch --config_file
 training/configs/accelerate-fsdp.yaml -m training.sft --config FILE."""
 DPO = """\
 Teach a model which answers the author would rather give, by a dataset of preferences. The model is the folder of an SFT
@@ -133,6 +133,9 @@ def _train(train: Callable[..., Any], namespace: argparse.Namespace, settings: S
         print_json(msgspec.to_builtins(record))
     else:
         sys.stdout.write(told(record) + "\n")
+        if record.state == "finished":
+            model = Path(configuration.output) / "model"
+            sys.stdout.write(f"the model is {model}; next: twin evaluate {configuration.output} --against MODEL\n")
     return 0
 
 

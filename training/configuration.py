@@ -200,15 +200,17 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _unknown(values: dict[Any, Any], kind: Any, path: str) -> Iterator[str]:
-    """What is no key of this part of a configuration, and which was meant."""
-    kinds = typing.get_type_hints(kind)
+    """What is no key of this part of a configuration, and which was meant, or which there are."""
+    kinds, strange = typing.get_type_hints(kind), False
     for key, value in values.items():
         if key not in kinds:
             near = difflib.get_close_matches(str(key), kinds, n=1, cutoff=0.6)
-            meant = f"did you mean {near[0]}?" if near else f"it may be one of {', '.join(kinds)}"
-            yield f"{path}{key} is not a key: {meant}"
+            yield f"{path}{key} is not a key" + (f": did you mean {near[0]}?" if near else "")
+            strange = strange or not near
         elif isinstance(value, dict) and isinstance(kinds[key], type) and issubclass(kinds[key], msgspec.Struct):
             yield from _unknown(value, kinds[key], f"{path}{key}.")
+    if strange:
+        yield f"the keys{f' of {path[:-1]}' if path else ''} are {', '.join(kinds)}"
 
 
 def _plain(told: str) -> str:

@@ -119,7 +119,7 @@ def model_folder(name: str) -> Path:
     except Exception as error:
         raise UnusableInput(
             f"the model {name} is not on this machine and nothing is downloaded unasked: `hf download {name}`, "
-            "or name the folder that holds it"
+            f"name the folder that holds it, or make a tiny one (`twin train base --from DATASET --output {name}`)"
         ) from error
 
 

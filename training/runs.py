@@ -212,8 +212,8 @@ def running(
 ) -> Iterator[Run]:
     """The run that this configuration describes, new or to be gone on with; how it ends is written to its record.
 
-    `anew`: what the folder holds of a former run is removed. SIGTERM lets the step in progress end, saves a checkpoint
-    and stops. Raises RunRefused.
+    `anew`: what the folder holds of a former run is removed. SIGTERM or Ctrl-C lets the step in progress end, saves a
+    checkpoint and stops. Raises RunRefused.
     """
     folder = Path(configuration.output)
     strange = folder.is_dir() and any(path.name not in (*OURS, *OF_A_RUN) for path in folder.iterdir())
@@ -378,7 +378,7 @@ def _locked(folder: Path, main: bool) -> Iterator[None]:
 
 @contextmanager
 def _terminated() -> Iterator[Callable[[Run], None]]:
-    """Within, SIGTERM asks the run that was named to stop after its step."""
+    """Within, SIGTERM and Ctrl-C ask the run that was named to stop after its step; a second Ctrl-C ends it at once."""
     runs: list[Run] = []
     told: list[int] = []
 
@@ -387,6 +387,11 @@ def _terminated() -> Iterator[Callable[[Run], None]]:
         run.stopping = run.stopping or bool(told)
 
     def terminated(number: int, frame: object) -> None:
+        if number == signal.SIGINT:
+            if told:
+                raise KeyboardInterrupt
+            # Straight to the terminal: the step may be writing to a stream of Python's own.
+            os.write(2, b"stopping after this step, with a checkpoint; Ctrl-C again to end at once\n")
         told.append(number)
         for run in runs:
             run.stopping = True
@@ -394,11 +399,12 @@ def _terminated() -> Iterator[Callable[[Run], None]]:
     if threading.current_thread() is not threading.main_thread():
         yield name
         return
-    former = signal.signal(signal.SIGTERM, terminated)
+    former = {number: signal.signal(number, terminated) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield name
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _remove(folder: Path) -> None:

@@ -4,7 +4,7 @@
     python -m training.sft --config FILE --set lora.rank=8
     accelerate launch --config_file training/configs/accelerate-fsdp.yaml -m training.sft --config FILE
 
-Killed and run again it goes on from its last whole checkpoint; SIGTERM lets it save one first.
+Killed and run again it goes on from its last whole checkpoint; SIGTERM or Ctrl-C lets it save one first.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def train(
             return run.record
 
         if not run.trained:
+            run.say(f"loading {base}, to train on {len(samples['train']):,} rows")
             # The model: weights in fp32 where they are trained themselves, in the computed precision or NF4 else.
             quantised = adapter = None
             if configuration.method == "qlora":

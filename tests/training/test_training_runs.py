@@ -361,7 +361,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_never_was(world: World,
     unhurt = train(f"{stage}-unhurt", **many)
 
     assert lines[0] == f"going on after step {kept.manifest.step} of 40"
-    assert lines[1].startswith(f"step {kept.manifest.step + 1}/40 ")
+    assert lines[2].startswith(f"step {kept.manifest.step + 1}/40 ")
     assert (ended.state, ended.step) == (unhurt.state, unhurt.step) == ("finished", 40)
     assert ended.tokens == unhurt.tokens
     assert ended.started_at == record.started_at
@@ -372,30 +372,34 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_never_was(world: World,
     assert same(run, world.folder / f"{stage}-unhurt")
 
 
-def terminated_at(step: int, lines: list[str]) -> Callable[[str], None]:
+def signalled_at(step: int, lines: list[str], number: signal.Signals) -> Callable[[str], None]:
     def say(line: str) -> None:
         lines.append(line)
         if line.startswith(f"step {step}/"):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     return say
 
 
-def test_sigterm_saves_at_the_end_of_a_step_and_the_next_start_goes_on(world: World) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_and_ctrl_c_save_at_the_end_of_a_step_and_the_next_start_goes_on(
+    world: World, number: signal.Signals
+) -> None:
+    before = signal.getsignal(number)
+    name = f"ended-by-{number.name}"
     lines: list[str] = []
 
-    stopped = world.sft("terminated", terminated_at(5, lines), checkpoint_every=100)
+    stopped = world.sft(name, signalled_at(5, lines, number), checkpoint_every=100)
 
     assert (stopped.state, stopped.step) == ("stopped", 6)
     assert lines[-1] == "stopped at step 6; run again to go on"
-    assert not (world.folder / "terminated" / "model").exists()
-    assert signal.getsignal(signal.SIGTERM) == before
-    ended = world.sft("terminated", checkpoint_every=100)
+    assert not (world.folder / name / "model").exists()
+    assert signal.getsignal(number) == before
+    ended = world.sft(name, checkpoint_every=100)
     assert (ended.state, ended.step) == ("finished", STEPS)
-    assert [line["step"] for line in metrics(world.folder / "terminated")] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in metrics(world.folder / name)] == list(range(1, STEPS + 1))
     world.sft("not-terminated", checkpoint_every=100)
-    assert same(world.folder / "terminated", world.folder / "not-terminated")
+    assert same(world.folder / name, world.folder / "not-terminated")
 
 
 def test_the_program_ends_with_0_when_it_was_terminated(world: World) -> None:
@@ -418,7 +422,7 @@ def test_the_program_ends_with_0_when_it_was_terminated(world: World) -> None:
 
 
 def test_a_checkpoint_that_was_cut_off_is_passed_over(world: World) -> None:
-    world.sft("cut", terminated_at(9, []))
+    world.sft("cut", signalled_at(9, [], signal.SIGTERM))
     cut = world.folder / "cut" / "checkpoints" / "checkpoint-10" / "optimizer.pt"
     cut.write_bytes(cut.read_bytes()[:-10])
     lines: list[str] = []

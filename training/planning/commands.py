@@ -16,6 +16,8 @@ DESCRIPTION = """\
 Tell what a training run takes: memory on each device by part, steps, time, and the price of the time. No model is
 loaded: its shape comes from its folder, or from those that are known. The tokens are estimated from the dataset unless
 --tokens says them. The formulas are in docs/training.md."""
+# What the configurations that come with the program name as their dataset.
+PLACEHOLDER = "DATASET"
 # English prose in the vocabularies of these families; the estimate of a dataset's tokens is no better than this.
 CHARACTERS_A_TOKEN = 4
 
@@ -91,6 +93,8 @@ def _size(namespace: argparse.Namespace, dataset: str, datasets: Path) -> tuple[
 
     if namespace.tokens is not None:
         return namespace.tokens, None, None
+    if dataset == PLACEHOLDER:
+        return None, None, "steps and time follow from the tokens: name the dataset (--set dataset=ID), or --tokens"
     kind: Any = "preferences" if namespace.stage == "dpo" else "instructions"
     try:
         version = dataset_version(dataset, datasets, kind)
