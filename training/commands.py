@@ -22,8 +22,8 @@ DATASET = "the id of a dataset version, or its folder"
 ANY = "any"
 SFT = """\
 Fine-tune a model on a dataset of instructions. A run that was stopped or killed goes on from its last whole checkpoint
-when the same command is given again; SIGTERM or Ctrl-C lets it save one first. For several GPUs: accelerate launch --config_file
-training/configs/accelerate-fsdp.yaml -m training.sft --config FILE."""
+when the same command is given again; SIGTERM or Ctrl-C lets it save one first. For several GPUs: accelerate launch
+--config_file training/configs/accelerate-fsdp.yaml -m training.sft --config FILE."""
 DPO = """\
 Teach a model which answers the author would rather give, by a dataset of preferences. The model is the folder of an SFT
 run, which is also what it is held near to. A run that was stopped or killed goes on as `twin train sft` does."""

@@ -7,7 +7,8 @@
 `model` of FILE is the folder of the SFT run (or any model). The reference, which the model is held near to, is what
 SFT made and not the base below it: an adapter of SFT is in the weights of the run's `model/` by now, a new adapter
 begins as nothing, and with it switched off the model is the reference. A run of method `full` loads the same model a
-second time for it. Killed and run again it goes on from its last whole checkpoint; SIGTERM or Ctrl-C lets it save one first.
+second time for it. Killed and run again it goes on from its last whole checkpoint; SIGTERM or Ctrl-C lets it save one
+first.
 """
 
 from __future__ import annotations
