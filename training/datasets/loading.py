@@ -6,10 +6,11 @@ import csv
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TextIO, get_args
 
 from training.datasets.samples import InstructionSample, Method, PreferenceSample, Sample
 
@@ -37,11 +38,13 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 # More digits than Python reads as a number.
 LONG_NUMBER = re.compile(rf"\d{{{sys.int_info.default_max_str_digits + 1}}}")
 NUMBER_TOO_LONG = "a number has more digits than can be read: write it as text, or leave it out"
+# A cell may hold what a line of JSON may; more is rather a quotation mark that nothing closes.
+CELL_LIMIT = 64 * 1024 * 1024
 _ASKERS, _ANSWERERS = ("user", "human", "prompter"), ("assistant", "gpt", "model", "bot")
 EXPECTED = (
-    "a dataset is a JSON list of objects (or such lists under `samples` or the names of splits), JSON lines, CSV, "
-    "Parquet, or Arrow, or a folder with train, validation and test files of these; its columns are named like "
-    "instruction and answer, prompt, chosen and rejected, or messages"
+    "a dataset is a JSON list of objects (or one object, or such lists under `samples` or the names of splits), JSON "
+    "lines, CSV, Parquet, or Arrow, or a folder with train, validation and test files of these; its columns are named "
+    "like instruction and answer, prompt, chosen and rejected, or messages"
 )
 EXPECTED_DOCUMENTS = (
     "documents are a JSON list (or JSON lines) of objects with `text` and `title`, or with `content` as an export of "
@@ -60,7 +63,7 @@ class NotDocuments(ValueError):
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A dataset. `splits`: samples by split, `all` where none is named; `columns`: by what a sample needs, the column
-    that it was read from, or those of several; `skipped`: rows without a question or an answer."""
+    that it was read from, or those of several; `skipped`: rows without a question or an answer that is text."""
 
     source: str
     kind: Literal["instructions", "preferences"]
@@ -156,7 +159,10 @@ def _samples(row: Row, columns: Mapping[str, str]) -> Iterator[Sample]:
     # A pair may hold the whole conversation twice, and no prompt of its own.
     question = _text(at("question"), _ASKERS) if "question" in columns else _text(at("answer"), _ASKERS)
     answer, rejected = _text(at("answer"), _ANSWERERS), _text(at("rejected"), _ANSWERERS)
-    if (more := _text(at("input"), _ASKERS)).strip():
+    more = _text(at("input"), _ASKERS)
+    if question is None or answer is None or rejected is None or more is None:
+        return
+    if more.strip():
         question = f"{question}\n\n{more}"
     if not question.strip() or not answer.strip():
         return
@@ -198,8 +204,8 @@ def _turns(messages: Sequence[Row]) -> Iterator[tuple[str, str]]:
             yield asked, text
 
 
-def _text(value: Any, roles: Sequence[str]) -> str:
-    """A cell as text: of a conversation what these roles said last."""
+def _text(value: Any, roles: Sequence[str]) -> str | None:
+    """A cell as text: of a conversation what these roles said last; None of what is no text, as a number."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -209,7 +215,7 @@ def _text(value: Any, roles: Sequence[str]) -> str:
     if isinstance(value, Sequence):
         said = [text for role, text in map(_said, _listed(value)) if role in roles]
         return said[-1] if said else ""
-    return str(value)
+    return None
 
 
 def _folder(path: Path) -> dict[str, list[Row]]:
@@ -262,6 +268,10 @@ def _json(path: Path) -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = {}
     for split, found in _lists(value, WHOLE):
         rows.setdefault(split, []).extend(found)
+    # A question and an answer beside a dataset only describe it.
+    inner = any(_columns(row) for found in rows.values() for row in found)
+    if isinstance(value, dict) and not inner and any(_samples(value, _columns(value))):
+        return {WHOLE: [value]}
     return rows
 
 
@@ -293,27 +303,45 @@ def _json_lines(path: Path) -> dict[str, list[Row]]:
 
 
 def _csv(path: Path) -> dict[str, list[Row]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        head = lines.readline()
-        lines.seek(0)
-        reader = csv.DictReader(lines, delimiter=max(",;\t", key=head.count), strict=True)
-        rows: list[Row] = []
-        try:
-            for row in reader:
-                if None in row or None in row.values():
+    limit = csv.field_size_limit(CELL_LIMIT)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            return {WHOLE: list(_csv_rows(path, lines))}
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_rows(path: Path, lines: TextIO) -> Iterator[Row]:
+    head = lines.readline()
+    lines.seek(0)
+    reader = csv.reader(lines, delimiter=max(",;\t", key=head.count), strict=True)
+    names: list[str] = []
+    # A row may be of several lines: the first is where to look.
+    begins = 1
+    try:
+        for cells in reader:
+            if not names:
+                names = cells
+                twice = [name for name, count in Counter(names).items() if name and count > 1]
+                if twice:
                     raise NotADataset(
-                        f"line {reader.line_num} of {path} has not as many cells as the {len(reader.fieldnames or ())} "
+                        f"line {begins} of {path} names the column {twice[0]} twice: give each column its own name"
+                    )
+            elif cells:
+                if len(cells) != len(names):
+                    raise NotADataset(
+                        f"line {begins} of {path} has not as many cells as the {len(names)} "
                         "columns of the first line: quote cells that hold the separator or line ends"
                     )
-                rows.append(row)
-        except csv.Error as error:
-            if "field limit" in str(error):
-                raise NotADataset(
-                    f"line {reader.line_num or 1} of {path} has a cell of more than {csv.field_size_limit():,} "
-                    "characters, or a quotation mark that nothing closes: mend it there, or write it as JSON lines"
-                ) from error
-            raise NotADataset(f"line {reader.line_num} of {path} is not CSV ({error}): mend it there") from error
-    return {WHOLE: rows}
+                yield dict(zip(names, cells, strict=True))
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        if "field limit" in str(error):
+            raise NotADataset(
+                f"line {begins} of {path} has a cell of more than {CELL_LIMIT:,} characters, or a quotation mark that "
+                "nothing closes: mend it there, or write it as JSON lines"
+            ) from error
+        raise NotADataset(f"line {begins} of {path} is not CSV ({error}): mend it there") from error
 
 
 def _parquet(path: Path) -> dict[str, list[Row]]:

@@ -24,12 +24,14 @@ class Exposed(NamedTuple):
 
 
 class _Pattern(NamedTuple):
-    """`value` is the group that is looked at, and all of the match where there is none of this name."""
+    """`value` is the group that is looked at, and all of the match where there is none of this name; `near` must stand
+    in the same line, at most `_NEAR` characters away."""
 
     kind: Kind
     what: str
     shape: re.Pattern[str]
     holds: Callable[[str], bool]
+    near: re.Pattern[str] | None
 
 
 # Names that are kept free for examples (RFC 2606, RFC 6761), and addresses that are nobody's.
@@ -41,6 +43,16 @@ _PLACEHOLDER = re.compile(
     r"|^(my|the|a|some)?[-_ ]?(secret|password|token|key)[-_ ]?(here)?$|^(test|none|null|true|false)$",
     re.IGNORECASE,
 )
+# What is said of a password instead of it: how it is kept, how long it is.
+_OF_A_PASSWORD = re.compile(r"(base|sha|md|aes|rsa|utf|argon|pbkdf)-?\d|\d+-[a-z-]+\W*$", re.IGNORECASE)
+_SPELLED_AT, _SPELLED_DOT = r" ?[\[({] ?at ?[\])}] ?", r" ?[\[({] ?dot ?[\])}] ?"
+_NEAR = 60
+_OF_A_PHONE = re.compile(
+    r"phone|tel[eé]f|電話|携帯|\bt[eé]l\b|\bmobil|\b(?:cell|handy|whatsapp|fax|sms|dial)\b"
+    r"|\bcall[ :]+(?:(?:me|us|him|her|them)\b|(?=[\d(]))",
+    re.IGNORECASE,
+)
+_OF_SOCIAL_SECURITY = re.compile(r"\bSSN\b|\bsocial[- ]security\b", re.IGNORECASE)
 # Issuers by first digits and length (ISO/IEC 7812).
 _CARD = re.compile(r"4\d{12}(\d{3})?(\d{3})?|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|6(011|5\d\d)\d{12}")
 
@@ -49,10 +61,20 @@ def _is_somebodys(address: str) -> bool:
     return not _NOBODY.search(address.lower())
 
 
+def _is_spelled_somebodys(address: str) -> bool:
+    plain = re.sub(_SPELLED_AT, "@", re.sub(_SPELLED_DOT, ".", address.lower()))
+    return _is_somebodys(plain)
+
+
 def _is_phone(number: str) -> bool:
     digits = re.sub(r"\D", "", number)
     # E.164 has at most 15; numbers of films are nobody's.
     return 7 <= len(digits) <= 15 and len(set(digits)) > 2 and not _FICTION.search(number)
+
+
+def _is_national_phone(number: str) -> bool:
+    # Eight digits are rather a date.
+    return 9 <= sum(char.isdigit() for char in number) <= 11 and _is_phone(number)
 
 
 def _is_iban(number: str) -> bool:
@@ -97,7 +119,12 @@ def _is_random(value: str) -> bool:
 
 def _is_mixed(value: str) -> bool:
     """Letters and digits, as passwords have and words and numbers have not."""
-    return bool(re.search("[A-Za-z]", value) and re.search("[0-9]", value)) and not _PLACEHOLDER.search(value)
+    mixed = re.search("[A-Za-z]", value) and re.search("[0-9]", value)
+    return bool(mixed) and not _PLACEHOLDER.search(value) and not _OF_A_PASSWORD.match(value)
+
+
+def _is_no_placeholder(value: str) -> bool:
+    return not _PLACEHOLDER.search(value)
 
 
 def _always(_: str) -> bool:
@@ -105,9 +132,14 @@ def _always(_: str) -> bool:
 
 
 def _pattern(
-    kind: Kind, what: str, shape: str, holds: Callable[[str], bool] = _always, flags: int = re.ASCII
+    kind: Kind,
+    what: str,
+    shape: str,
+    holds: Callable[[str], bool] = _always,
+    flags: int = re.ASCII,
+    near: re.Pattern[str] | None = None,
 ) -> _Pattern:
-    return _Pattern(kind, what, re.compile(shape, flags), holds)
+    return _Pattern(kind, what, re.compile(shape, flags), holds, near)
 
 
 _NAMED = r"(?:pass(?:word|wd|phrase)?|pwd|secret|token|credentials?|(?:api|access|auth|private|secret|account)[_-]?key)"
@@ -121,13 +153,49 @@ PATTERNS: tuple[_Pattern, ...] = (
     ),
     _pattern(
         "personal data",
+        "an e-mail address",
+        # Letters of any script (RFC 6531); the pattern above finds those of ASCII within a text that has no spaces.
+        r"(?<![\w.%+/:@-])[^\W_][\w.%+-]{0,63}@(?:[\w-]{1,63}\.)+[^\W\d_]{2,24}\b(?!\()",
+        lambda address: not address.isascii() and _is_somebodys(address),
+        re.NOFLAG,
+    ),
+    _pattern(
+        "personal data",
+        "an e-mail address",
+        rf"(?<![\w.%+-])\w[\w.%+-]{{0,63}}{_SPELLED_AT}(?:[\w-]{{1,63}}(?:\.|{_SPELLED_DOT})){{1,5}}[a-z]{{2,24}}\b",
+        _is_spelled_somebodys,
+        re.IGNORECASE,
+    ),
+    _pattern(
+        "personal data",
         "a phone number",
-        r"(?<![\w+.])\+[1-9]\d{0,2}[ .\-]?(?:\(\d{1,4}\)[ .\-]?)?\d{2,4}(?:[ .\-]?\d{2,4}){1,4}(?![\w])"
+        r"(?<![\w+.])\+[1-9]\d{0,2}[ .\-]?(?:\(\d{1,4}\)[ .\-]?)?\d{1,4}(?:[ .\-]?\d{2,4}){1,4}(?![\w])"
         r"|(?<![\w(])\([2-9]\d{2}\) ?\d{3}[-. ]\d{4}(?!\w)"
-        r"|(?<![\w.-])[2-9]\d{2}-\d{3}-\d{4}(?![\w-])"
+        r"|(?<![\w.-])(?:1-)?[2-9]\d{2}-\d{3}-\d{4}(?![\w-])"
+        # The North American plan (NANP): neither the area nor the exchange begins with 0 or 1.
+        r"|(?<![\w.-])(?<!version )(?:1\.)?[2-9]\d{2}\.[2-9]\d{2}\.\d{4}(?![\w-]|\.\d)"
+        # Japan's mobile and IP telephones.
+        r"|(?<![\w.-])0[5-9]0-\d{4}-\d{4}(?![\w-])"
         r"|\b(?:[Tt]el(?:ephone|efon)?|[Pp]hone|[Mm]obile|[Ff]ax|[Ww]hats[Aa]pp)(?: number| no)?\.?[:\s]{1,3}"
         r"(?P<value>[+(]?\d[\d ()./-]{5,18}\d)(?!\w)",
         _is_phone,
+    ),
+    _pattern(
+        "personal data",
+        "a phone number",
+        # In groups after a trunk prefix 0 (ITU-T E.123), or the ten digits of the NANP: alone, any number may look so.
+        r"(?<![\w.,:/+$€£-])(?<!\d )(?<!ISBN )(?<!ISBN: )"
+        r"(?:(?:\(0\d{1,4}\) ?|0\d{1,4}[ ./-]?)\d{2,8}(?:[ ./-]\d{2,8}){0,3}|[2-9]\d{2} ?[2-9]\d{2} ?\d{4})"
+        r"(?!\w|[ .,:/-]\d)",
+        _is_national_phone,
+        near=_OF_A_PHONE,
+    ),
+    _pattern(
+        "personal data",
+        "a social security number",
+        # Areas, groups and serials that the Social Security Administration gives to nobody are left out.
+        r"(?<![\w.-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])",
+        near=_OF_SOCIAL_SECURITY,
     ),
     _pattern(
         "personal data",
@@ -159,24 +227,38 @@ PATTERNS: tuple[_Pattern, ...] = (
     ),
     _pattern("secret", "a Slack token", r"(?<!\w)xox[abeoprs]-\d[\w-]{10,}"),
     _pattern("secret", "a Slack token", r"(?<!\w)xapp-\d-[A-Z0-9]{6,}-\d{6,}-[a-f0-9]{16,}"),
+    _pattern(
+        "secret",
+        "a webhook's address",
+        # Whoever has it may post: Slack's incoming webhooks, Discord's `webhooks/ID/TOKEN`, Teams' incoming webhooks.
+        r"https://(?:hooks\.slack\.com/(?:services|workflows|triggers)/[A-Z]\w{6,}(?:/\w{6,}){2,3}"
+        r"|(?:\w{1,20}\.)?discord(?:app)?\.com/api/(?:v\d{1,2}/)?webhooks/\d{17,20}/[\w-]{20,}"
+        r"|[\w-]{1,63}\.webhook\.office\.com/webhookb2/[\w@-]{36,}/IncomingWebhook/[\w-]{20,}(?:/[\w-]{20,})*)",
+        _is_no_placeholder,
+    ),
     _pattern("secret", "a Grafana token", r"(?<!\w)gl(?:sa|c)_[A-Za-z0-9+/=_]{20,}"),
     _pattern("secret", "a SendGrid key", r"(?<!\w)SG\.[\w-]{16,}\.[\w-]{16,}"),
     _pattern(
         "secret",
         "credentials of a request",
         r"\bauthorization[\"']?\s{0,3}[:=]\s{0,3}[\"']?(?:bearer|basic|token)\s+(?P<value>[A-Za-z0-9._~+/=-]{8,})",
-        lambda value: not _PLACEHOLDER.search(value),
+        _is_no_placeholder,
         re.IGNORECASE | re.ASCII,
     ),
     _pattern("secret", "a Google API key", r"(?<!\w)AIza[\w-]{35}(?![\w-])"),
+    # Google's secrets of OAuth clients begin so.
+    _pattern("secret", "a Google client secret", r"(?<!\w)GOCSPX-[\w-]{20,}"),
+    # DigitalOcean's prefixes of personal (p), OAuth (o) and refresh (r) tokens.
+    _pattern("secret", "a DigitalOcean token", r"(?<!\w)do[por]_v1_[a-f0-9]{64}(?!\w)"),
     _pattern("secret", "a Stripe key", r"(?<!\w)[rs]k_live_[A-Za-z0-9]{16,}"),
     _pattern("secret", "a package registry's token", r"(?<!\w)(?:npm_[A-Za-z0-9]{36}(?!\w)|pypi-AgE[\w-]{50,})"),
-    _pattern("secret", "a JSON web token", r"(?<!\w)eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}"),
+    # The header has a bound, or a long line of their beginnings would take the square of its length.
+    _pattern("secret", "a JSON web token", r"(?<!\w)eyJ[\w-]{8,4000}\.eyJ[\w-]{8,}\.[\w-]{8,}"),
     _pattern(
         "secret",
         "a password in an address",
         r"\b[a-z][a-z0-9+.-]{1,20}://[^\s/@:]{0,64}:(?P<value>[^\s/]{3,128})@",
-        lambda value: not _PLACEHOLDER.search(value),
+        _is_no_placeholder,
     ),
     _pattern(
         "secret",
@@ -190,12 +272,15 @@ PATTERNS: tuple[_Pattern, ...] = (
         "a password or key in an environment",
         r"(?<!\w)(?:[A-Z0-9]+_)*(?:PASSWORD|PASSWD|SECRET|TOKEN|API_KEY|ACCESS_KEY)="
         r"(?P<value>[^\s\"'`$<>{}()]{6,200})",
-        lambda value: not _PLACEHOLDER.search(value),
+        _is_no_placeholder,
     ),
     _pattern(
         "secret",
         "a password in words",
-        r"\bpass(?:word|wd|phrase)?\s{0,2}[:=]\s{0,2}(?P<value>[^\s\"'`<>(){}\[\],;]{8,100})",
+        # `pwd` with a path is a folder, and `pass is` speaks of a round.
+        r"\b(?:(?:pass(?:word|wd|phrase|code)|pwd(?!\W{1,5}[/~]))(?:\s{0,2}[:=]|\s{1,2}is\b:?)|pass\s{0,2}[:=])\s{0,2}"
+        r"[\"'`*]{0,2}"
+        r"(?P<value>[^\s\"'`<>(){}\[\],;]{6,100})",
         _is_mixed,
         re.IGNORECASE | re.ASCII,
     ),
@@ -211,11 +296,18 @@ PATTERNS: tuple[_Pattern, ...] = (
 
 def exposed(text: str) -> Iterator[Exposed]:
     """Every piece of personal data and every secret that the patterns know, by pattern and place."""
-    for kind, what, shape, holds in PATTERNS:
+    for kind, what, shape, holds, near in PATTERNS:
         for match in shape.finditer(text):
             name = "value" if match.groupdict().get("value") is not None else 0
-            if holds(match[name]):
-                yield Exposed(kind, what, *match.span(name))
+            start, end = match.span(name)
+            if holds(match[name]) and (near is None or near.search(_line(text, start, end))):
+                yield Exposed(kind, what, start, end)
+
+
+def _line(text: str, start: int, end: int) -> str:
+    """What stands near text[start:end] in its line, and itself; never more, however long the line is."""
+    before = text[max(0, start - _NEAR) : start].rpartition("\n")[2]
+    return before + text[start : end + _NEAR].partition("\n")[0]
 
 
 def hidden(text: str) -> str:
