@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,23 +42,65 @@ class DatasetVersion(msgspec.Struct, frozen=True, kw_only=True):
     folder: str = ""
 
 
+class _Named(msgspec.Struct, frozen=True):
+    """What a `record.json` says of how the version is found."""
+
+    name: str
+    created_at: datetime
+
+
 class BaseRecord(msgspec.Struct, frozen=True, kw_only=True):
     """`base.json`: the dataset whose texts to train on a base model was made of."""
 
     dataset: str
 
 
+def meant(reference: str, listed: Sequence[tuple[str, str]]) -> list[str]:
+    """The ids that `reference` may mean of these ids and names, newest first: the id itself, else the newest of that
+    name, else all that begin so."""
+    return (
+        [id for id, _ in listed if id == reference]
+        or [id for id, name in listed if name == reference][:1]
+        or [id for id, _ in listed if reference and id.startswith(reference)]
+    )
+
+
+def dataset_folder(reference: str, datasets: Path) -> Path:
+    """The folder of the dataset version that `reference` names: a folder, or in the folder `datasets` an id, the
+    beginning of one, or a name, which is its newest version. Raises UnusableInput."""
+    for place in (Path(reference), datasets / reference):
+        if (place / "record.json").exists():
+            return place
+    found = meant(reference, _listed(datasets))
+    if len(found) > 1:
+        raise UnusableInput(f"{reference!r} is the beginning of {', '.join(found)}: give more of it")
+    if not found:
+        raise UnusableInput(
+            f"there is no dataset {reference}, here or in {datasets}, or its files are not on this machine: "
+            "`twin dataset list` tells which there are, and whether it can be built again"
+        )
+    return datasets / found[0]
+
+
+def _listed(datasets: Path) -> list[tuple[str, str]]:
+    """Id and name of every version in this folder, newest first; one whose record cannot be read is the
+    oldest and named by its id."""
+    named = []
+    for path in datasets.glob("[!.]*/record.json"):
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=_Named)
+        except (OSError, msgspec.DecodeError):
+            record = _Named(path.parent.name, datetime.min.replace(tzinfo=UTC))
+        named.append((record.created_at, path.parent.name, record.name))
+    return [(id, name) for _, id, name in sorted(named, reverse=True)]
+
+
 def dataset_version(reference: str, datasets: Path, kind: Kind, generation: str | None = None) -> DatasetVersion:
-    """The dataset version that `reference` names: a folder, or an id in the folder `datasets`.
+    """The dataset version that `reference` names, as `dataset_folder` finds it.
 
     `generation`: the one that it must be of, None for any. Raises UnusableInput and AnotherGeneration.
     """
-    # The beginning of an id is enough where it is of one alone.
-    alike = sorted(datasets.glob(f"{glob.escape(Path(reference).name)}*/record.json")) if reference.strip("./") else []
-    places = (Path(reference), datasets / reference, *(path.parent for path in alike if len(alike) == 1))
-    folder = next((place for place in places if (place / "record.json").exists()), None)
-    if folder is None:
-        raise UnusableInput(f"there is no dataset {reference}, here or in {datasets}: `twin dataset list` shows them")
+    folder = dataset_folder(reference, datasets)
     try:
         version = msgspec.json.decode((folder / "record.json").read_bytes(), type=DatasetVersion)
     except (OSError, msgspec.DecodeError) as error:

@@ -133,6 +133,15 @@ def test_preferences_set_the_authors_text_against_the_models_own_answer() -> Non
     assert all(len(request.messages) == 1 for request in model.asked)
 
 
+def test_a_model_is_not_asked_for_pairs_that_would_be_too_few() -> None:
+    model = Model()
+
+    with pytest.raises(TooFewSamples, match="fewer than 2 samples"):
+        built(Recipe(kind="preferences", wordsmith=model.name, size=4), model=model)
+
+    assert model.asked == []
+
+
 def test_feedback_stays_on_the_side_of_all_that_it_rests_on() -> None:
     of = families({each.document_id: each.text for each in DOCUMENTS})
     places = divide(of, Recipe().seed)
@@ -200,8 +209,10 @@ def test_a_secret_in_the_models_own_answer_is_kept_out() -> None:
 def test_too_few_samples_are_refused_with_what_to_do(
     documents: Sequence[DocumentVersion], recipe: Recipe, told: str
 ) -> None:
-    with pytest.raises(TooFewSamples, match=told):
+    with pytest.raises(TooFewSamples, match=told) as refused:
         built(recipe, documents)
+
+    assert "(0)" not in str(refused.value)
 
 
 def test_too_few_families_are_refused_with_what_to_do() -> None:

@@ -173,6 +173,25 @@ def test_rows_without_an_answer_are_counted_and_left_out(tmp_path: Path) -> None
     assert (read(loaded), loaded.skipped) == ({"all": READ}, 3)
 
 
+@pytest.mark.parametrize("value", [float("nan"), 1, True, ["So."], {"so": 1}])
+def test_what_is_no_text_is_no_question_and_no_answer(value: object, tmp_path: Path) -> None:
+    rows = [*ROWS, {"instruction": "And?", "answer": value}, {"instruction": value, "answer": "Yes."}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+
+    loaded = load(tmp_path / "a.json")
+
+    assert (read(loaded), loaded.skipped) == ({"all": READ}, 2)
+
+
+def test_a_question_about_a_number_is_not_asked_without_it(tmp_path: Path) -> None:
+    rows = [*ROWS, {"instruction": "Double it.", "input": 5, "answer": "10"}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+
+    loaded = load(tmp_path / "a.json")
+
+    assert (read(loaded), loaded.skipped) == ({"all": READ}, 1)
+
+
 def test_rows_that_name_their_columns_differently_are_each_read_by_their_own(tmp_path: Path) -> None:
     rows = [
         {"instruction": "How?", "output": "So."},
@@ -214,16 +233,18 @@ def test_a_mark_of_byte_order_is_no_part_of_an_authors_text(tmp_path: Path) -> N
         ("a.json", '{"question": "Why?", "answer": "So."}\n{"question"', "line 2 of"),
         ("a.json", "[" * 100_000, "nested too deep"),
         ("a.json", "[]", "holds no sample"),
-        ("a.json", '{"question": "Why?", "answer": "So."}', "holds no sample"),
+        ("a.json", '{"question": "Why?", "answer": NaN}', "holds no sample"),
         ("a.json", '[{"id": 1, "text": "Because."}]', "the columns id, text"),
         ("a.json", '[{"question": "Why?", "answer": ""}]', "1 rows"),
         ("a.csv", 'question,answer\nWhy?,So.\n"Why, again?",So,and so\n', "line 3 of"),
+        ("a.csv", 'question,answer\n"Why,\nagain?",So.\n\nHow?\n', "line 5 of"),
+        ("a.csv", 'question,answer\n"Why,\nagain?","So', "line 2 of"),
+        ("a.csv", "question,question,answer\na,b,c\n", "line 1 of"),
+        ("a.csv", "question,question,answer\na,b,c\n", "names the column question twice"),
         ("a.csv", 'question,answer\nWhy?,"So', "is not CSV"),
         ("a.csv", "", "holds no sample"),
         pytest.param("a.json", '[{"question": "Why?",\n "answer": ' + LONG + "}]", "line 2 of", id="long number"),
         pytest.param("a.jsonl", '{"answer": ' + LONG + "}", "more digits than can be read", id="long number in lines"),
-        pytest.param("a.csv", 'question,answer\nWhy?,"' + "so " * 50_000 + '"', "cell of more", id="long cell"),
-        pytest.param("a.csv", "x" * 140_000, "line 1 of", id="long cell at the head"),
         ("a.parquet", "PAR1 and no more", "is not Parquet"),
         ("a.arrow", "ARROW1 and no more", "is not Arrow"),
         ("a.arrow", "not even that", "is not Arrow"),
@@ -242,6 +263,57 @@ def test_what_is_no_dataset_is_refused_with_the_place_and_what_is_expected(
 
     assert said in str(refused.value)
     assert str(path) in str(refused.value)
+
+
+def test_a_cell_of_csv_holds_what_a_line_of_json_holds(tmp_path: Path) -> None:
+    told = csv.field_size_limit()
+    answer = "so " * 50_000
+    (tmp_path / "a.csv").write_text(f'question,answer\nWhy?,"{answer}"\n')
+
+    assert read(load(tmp_path / "a.csv")) == {"all": [("Why?", answer)]}
+    assert csv.field_size_limit() == told
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("x" * 2_000, 1),
+        ("question,answer\nWhy?,So.\n\nHow?," + "so" * 1_000, 4),
+        ('q,answer\nWhy?,"' + "so\n" * 1_000, 2),
+    ],
+    ids=["at the head", "of one line", "that nothing closes"],
+)
+def test_a_cell_that_is_too_long_for_csv_too_is_refused_with_the_line_where_its_row_begins(
+    content: str, line: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.datasets.loading.CELL_LIMIT", 1_000)
+    told = csv.field_size_limit()
+    (tmp_path / "a.csv").write_text(content)
+
+    with pytest.raises(NotADataset, match=rf"^line {line} of .* a cell of more than 1,000 characters"):
+        load(tmp_path / "a.csv")
+
+    assert csv.field_size_limit() == told
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Why?", "answer": "Because."},
+        {"messages": SAID},
+        {"question": "Why?", "answer": "Because.", "passages": [{"title": "Gates", "text": "A gate opens."}]},
+    ],
+)
+def test_one_object_that_is_a_sample_is_a_dataset_of_one(row: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(row, indent=1))
+
+    assert read(load(tmp_path / "a.json")) == {"all": [("Why?", "Because.")]}
+
+
+def test_a_question_and_an_answer_beside_a_dataset_only_describe_it(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"prompt": "Ask it.", "output": "answers", "samples": ROWS}))
+
+    assert read(load(tmp_path / "a.json")) == {"all": READ}
 
 
 def test_what_is_not_there_not_utf_8_or_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
@@ -406,6 +478,41 @@ def test_pairs_are_held_side_by_side_and_the_length_bias_is_reported(tmp_path: P
     assert report.pairs.length_ratio_interval[0] < report.pairs.length_ratio < report.pairs.length_ratio_interval[1]
     assert any("length alone" in reason for reason in passes(report))
     assert any("too alike" in reason for reason in passes(report))
+
+
+def test_what_people_preferred_need_not_stand_in_a_text_of_the_authors(tmp_path: Path) -> None:
+    def pairs(method: str) -> Loaded:
+        (tmp_path / "pairs.json").write_text(
+            json.dumps(
+                [
+                    {
+                        "prompt": f"Why is it {n}?",
+                        "method": method,
+                        "chosen": prose(100 + n, 12),
+                        # One word of twelve was changed.
+                        "rejected": prose(100 + n, 11) + " other",
+                    }
+                    for n in range(3)
+                ]
+            )
+        )
+        return load(tmp_path / "pairs.json")
+
+    edits, models = check(pairs("feedback"), DOCUMENTS), check(pairs("on-policy"), DOCUMENTS)
+
+    assert passes(edits) == []
+    assert (edits.ungrounded, edits.grounding) == (None, None)
+    assert any("the 3 that people preferred need not" in reason for reason in edits.not_looked_at)
+    assert models.ungrounded is not None
+    assert models.ungrounded.share == 1
+    assert any("too alike" in reason for reason in passes(models))
+
+
+def test_the_languages_of_a_large_dataset_are_those_of_a_part_and_are_told_as_such(tmp_path: Path) -> None:
+    few, many = rows(["d0"]), [{"instruction": f"What is {n}?", "answer": prose(n, 5)} for n in range(201)]
+
+    assert "evenly" not in told(check(dataset(few, few, tmp_path)))
+    assert "(of 200 answers, evenly over all)" in told(check(dataset(many, few, tmp_path)))
 
 
 def test_the_interval_of_a_share_is_that_of_wilson() -> None:

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from training import checkpoints
 from training.checkpoints import MANIFEST, disk_is_full, flaw, last_whole, remove_all_but, seal
-from training.inputs import AnotherGeneration, UnusableInput, dataset_version, model_folder, rows
+from training.inputs import AnotherGeneration, UnusableInput, dataset_folder, dataset_version, model_folder, rows
 from training.runs import cut_metrics
 
 
@@ -146,6 +146,29 @@ def test_a_dataset_is_named_by_id_or_by_folder(tmp_path: Path) -> None:
     assert by_id.folder == by_folder.folder == str(place)
     assert rows(by_id, "train")[1] == {"instruction": "What is b?", "answer": "It is b."}
     assert rows(by_id, "validation") == []
+
+
+def test_a_dataset_is_named_by_its_name_or_the_beginning_of_its_id(tmp_path: Path) -> None:
+    def named(id: str, name: str, month: int) -> None:
+        place = tmp_path / id
+        place.mkdir()
+        (place / "record.json").write_text(json.dumps({"name": name, "created_at": f"2026-0{month}-01T00:00:00+00:00"}))
+
+    for id, name, month in (("notes-1a", "mine", 2), ("notes-2b", "mine", 3), ("notes-2c", "notes-1a", 1)):
+        named(id, name, month)
+    # What another process writes just now, and a record that nobody can read.
+    named(".notes-3d", "mine", 4)
+    (tmp_path / "notes-4e").mkdir()
+    (tmp_path / "notes-4e" / "record.json").write_text("{")
+
+    found = {each: dataset_folder(each, tmp_path).name for each in ("mine", "notes-1a", "notes-1", "notes-4")}
+
+    assert found == {"mine": "notes-2b", "notes-1a": "notes-1a", "notes-1": "notes-1a", "notes-4": "notes-4e"}
+    with pytest.raises(UnusableInput, match="beginning of notes-2b, notes-2c: give more"):
+        dataset_folder("notes-2", tmp_path)
+    for nobodys in ("", ".", "mine-too"):
+        with pytest.raises(UnusableInput, match="not on this machine: `twin dataset list`"):
+            dataset_folder(nobodys, tmp_path)
 
 
 def test_a_dataset_of_another_generation_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import uuid
 from collections import Counter
@@ -11,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as parquet
@@ -21,8 +23,10 @@ from corpus.settings import Settings, load
 from corpus.warehouse import Erasure, Warehouse, connect
 from tests.training.texts import article, module
 from training.datasets import exporting
-from training.datasets.building import Recipe
-from training.datasets.instructions import METHODS, Made
+from training.datasets.building import Recipe, TooFewSamples
+from training.datasets.commands import _embedder, register
+from training.datasets.gates import Thresholds
+from training.datasets.instructions import METHODS, Made, NoWordsmith
 from training.datasets.preferences import NotFeedback
 from training.datasets.ranges import InvalidRecipe
 from training.datasets.store import (
@@ -34,6 +38,7 @@ from training.datasets.store import (
     read_recipe,
 )
 from training.datasets.wordsmith import Request
+from training.inputs import dataset_folder
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 DOCUMENTS = [*map(article, range(8)), *map(module, range(4))]
@@ -102,6 +107,15 @@ class Echo:
         return [f"I would say this much about it, for the time being: number {self.asked}" for _ in requests]
 
 
+def twin(home: Home, *words: str) -> int:
+    """The exit code of `twin dataset` with these words."""
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers())
+    arguments = parser.parse_args(["dataset", *words])
+    code: int = arguments.handler(arguments, home.settings)
+    return code
+
+
 def test_a_version_is_named_by_its_samples_and_lies_there_whole(home: Home) -> None:
     record = home.build()
 
@@ -151,6 +165,13 @@ def test_documents_are_taken_as_they_were_at_a_time(home: Home) -> None:
 
     assert home.build(as_of=before).id == old.id
     assert home.build().id != old.id
+
+
+def test_a_time_before_all_documents_is_refused_with_the_time_since_when_there_are_some(home: Home) -> None:
+    since = home.now
+
+    with pytest.raises(TooFewSamples, match=rf"the history has some since {since.isoformat()[:19]}"):
+        home.build(as_of=since - timedelta(days=1))
 
 
 def test_a_version_with_an_erased_document_is_refused_and_the_others_are_not(home: Home) -> None:
@@ -218,11 +239,110 @@ def test_a_folder_that_a_killed_process_left_is_removed(home: Home) -> None:
     assert not left.exists()
 
 
-def test_the_same_samples_under_another_name_are_found_by_it(home: Home) -> None:
+def test_the_same_samples_under_another_name_are_found_by_it(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     first = home.build()
     second = home.store.build(Recipe(), name="another")
 
     assert (second.id, home.store.record("another").id) == (first.id, first.id)
+    # Training reads the folders alone.
+    assert dataset_folder("another", home.store.directory) == home.store.folder(first)
+    assert "# another (" in (home.store.folder(first) / "README.md").read_text()
+    twin(home, "check", "another", "--no-embedding")
+    assert capsys.readouterr().out.startswith(f"{home.store.folder(first)}: {sum(first.splits.values())} instructions")
+
+
+def test_the_same_samples_keep_their_name_unless_another_is_asked_for(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    for words in (["--name", "ours"], [], ["--name", "another"]):
+        assert twin(home, "build", "--no-embedding", *words) == 0
+        told.append(capsys.readouterr().out)
+
+    (listed,) = home.store.listed()
+    assert listed.name == "another"
+    assert f"{listed.id} built: " in told[0]
+    assert f"{listed.id} is there already, as ours: " in told[1]
+    assert f"{listed.id} is there already, now called another, until now ours: " in told[2]
+    # Of 12 documents.
+    assert "document families: the release gate asks for 20 of 5; hold more out (--test)" in told[0]
+
+
+def test_options_that_would_do_nothing_are_refused(
+    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong.yaml").write_text("validation: 0.6\n")
+    (tmp_path / "wrong.jsonl").write_text('{"feedback_id": "f2"}\n')
+    wrong = {
+        "--from x --size 9 --test 0 --seed 0 --no-embedding": "leave out --size, --test, --seed, --no-embedding, or",
+        "--kind preferences --rewrite": "--rewrite and --judge are for instructions",
+        "--kind preferences": "preferences need a model",
+        f"--feedback {tmp_path / 'wrong.jsonl'}": "--feedback is for preferences",
+        f"--kind preferences --feedback {tmp_path / 'wrong.jsonl'}": "line 1",
+        f"--recipe {tmp_path / 'wrong.yaml'}": "validation",
+    }
+
+    for words, told in wrong.items():
+        assert twin(home, "build", *words.split()) == 2
+        assert told in capsys.readouterr().err
+
+    for option in ("--rewrite", "--judge"):
+        with pytest.raises(NoWordsmith, match="set TWIN_LLM_URL"):
+            twin(home, "build", option)
+    with pytest.raises(SystemExit, match="2"):
+        twin(home, "build", "--as-of", "9026-01-01")
+    assert "is in the future" in capsys.readouterr().err
+    assert home.store.listed() == []
+
+
+def test_feedback_stays_taken_in_where_nothing_was_built_of_it_and_that_is_said(
+    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {**FEEDBACK, "feedback_id": "f0", "question": "How was it?", "edited": "Wet, all day long, and cold."}
+    (tmp_path / "feedback.jsonl").write_text(json.dumps(row) + "\n")
+
+    with pytest.raises(TooFewSamples):
+        twin(home, "build", "--no-embedding", "--kind", "preferences", "--feedback", str(tmp_path / "feedback.jsonl"))
+
+    assert "feedback.jsonl says is taken in all the same" in capsys.readouterr().err
+    assert home.store.take_in(None) == ("f0",)
+
+
+def test_a_version_is_shown_with_its_folder_and_one_of_an_erased_document_as_erased(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = home.build()
+    twin(home, "show", "ours")
+    card = capsys.readouterr().out
+
+    assert card.startswith("# ours (instructions)\n")
+    assert f"load_dataset('{home.store.folder(record)}')" in card
+
+    home.erase("doc-003")
+    twin(home, "show", "ours")
+    told = f"rests on document doc-003, which was erased for good on {home.now:%Y-%m-%d}"
+    assert told in capsys.readouterr().out
+    for words in (["diff", "ours", record.id], ["export", "ours", "--to", "elsewhere"]):
+        with pytest.raises(UnknownDataset, match=told):
+            twin(home, *words)
+    with pytest.raises(UnknownDataset, match="build a new version"):
+        home.store.folder(record)
+
+
+def test_meanings_are_counted_to_the_whole(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
+    class Counted:
+        def embed(self, texts: Sequence[str]) -> np.ndarray:
+            return np.zeros((len(texts), 2), np.float32)
+
+    monkeypatch.setattr("corpus.embedding.load_embedder", lambda settings: Counted())
+    told: list[str] = []
+
+    embed = _embedder(home.settings, "words", told.append, 600)
+    assert embed is not None
+    for count in (300, 300):
+        embed(["so"] * count)
+
+    assert [line.split(": ")[1] for line in told] == [f"{n} of 600 texts" for n in (256, 300, 556, 600)]
 
 
 def test_what_a_model_wrote_is_asked_once_and_a_rebuild_asks_nothing(home: Home) -> None:
@@ -379,12 +499,12 @@ def test_a_version_whose_recipe_no_file_may_have_any_more_is_listed_and_says_so_
 def test_two_versions_are_compared(home: Home) -> None:
     one = home.build()
     home.tell(article(1, version=2, seed=1), article(50))
-    other = home.build(Recipe(seed=8))
+    other = home.build(Recipe(seed=8, thresholds=Thresholds(judge=0.7)))
 
     found = difference(one, other, {each.id: home.store.samples(each) for each in (one, other)})
 
     assert found["documents"] == {"added": ["doc-050"], "removed": [], "changed": ["doc-001"]}
-    assert found["recipe"] == {"seed": [7, 8]}
+    assert found["recipe"] == {"seed": [7, 8], "thresholds.judge": [Thresholds().judge, 0.7]}
     assert sum(counts["added"] for counts in found["samples"].values()) > 0
 
 

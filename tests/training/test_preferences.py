@@ -22,6 +22,7 @@ from training.datasets.preferences import (
     read_feedback,
 )
 from training.datasets.samples import InstructionSample, PreferenceSample
+from training.shares import wilson
 
 AUTHORS = "Green tea is steeped at eighty degrees for two minutes, and never longer than three."
 MODELS = "As an assistant I would recommend that everybody buys expensive water in bottles and boils it twice."
@@ -213,7 +214,7 @@ def test_what_comes_again_under_the_same_id_replaces_what_was_said_before(tmp_pa
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        (row(verdict="meh"), "verdict"),
+        (row(verdict="meh"), "verdict: .*up, down or edit"),
         (row(at="yesterday"), "at"),
         (row(at="2026-03-01T12:00:00"), "at"),
         (row(answer=""), "answer"),
@@ -256,28 +257,23 @@ def pair_of(chosen: str, rejected: str) -> PreferenceSample:
 def test_pairs_that_always_prefer_the_longer_answer_show_it() -> None:
     longer = [pair_of(f"{AUTHORS} {number}", "Boil water, pour it over and drink.") for number in range(20)]
 
-    bias = length_bias(longer, seed=1)
+    bias = length_bias(longer)
 
-    assert (bias.pairs, bias.longer, bias.longer_interval) == (20, 1.0, (1.0, 1.0))
-    assert 0 < bias.log_ratio_interval[0] <= bias.log_ratio <= bias.log_ratio_interval[1]
+    assert (bias.pairs, bias.chosen_longer, bias.longer) == (20, 20, 1.0)
+    assert bias.longer_interval == wilson(20, 20)
+    # 16 words against 7, and never another number: no interval at all.
+    assert (bias.ratio, *bias.ratio_interval) == pytest.approx([16 / 7] * 3)
 
 
 def test_pairs_without_a_preference_for_length_have_none_within_the_interval() -> None:
     one, other = AUTHORS, "Boil water, pour it over and drink."
     mixed = [pair_of(one, other), pair_of(other, one)] * 15
 
-    bias = length_bias(mixed, seed=1)
+    bias = length_bias(mixed)
 
-    assert bias.longer == 0.5
-    assert bias.log_ratio == pytest.approx(0)
+    assert (bias.longer, bias.ratio) == (0.5, pytest.approx(1))
     assert bias.longer_interval[0] < 0.5 < bias.longer_interval[1]
-    assert bias == length_bias(mixed, seed=1)
-
-
-def test_another_seed_draws_other_resamples() -> None:
-    pairs = [pair_of(f"{AUTHORS} {'tea ' * number}", MODELS) for number in range(9)]
-
-    assert length_bias(pairs, seed=1) != length_bias(pairs, seed=2)
+    assert bias.ratio_interval[0] < 1 < bias.ratio_interval[1]
 
 
 def test_answers_of_the_same_length_are_no_preference() -> None:

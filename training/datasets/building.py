@@ -125,15 +125,14 @@ def build(recipe: Recipe, ingredients: Ingredients) -> Built:
         left_out.update(found.left_out)
         kept = found.samples
     if recipe.kind == "preferences":
-        kept = [
-            *_on_policy(recipe, ingredients, kept, places, left_out),
-            *_told(recipe, ingredients, of, places, left_out),
-        ]
+        instructions = _instructions(recipe, ingredients, kept, places)
+        told = _told(recipe, ingredients, of, places, left_out)
+        # A pair is in the split of its instruction, so what is too little is so before a model is asked.
+        _enough(recipe, _by_split([*instructions, *told], places), left_out)
+        kept = [*_on_policy(recipe, ingredients, instructions, left_out), *told]
     samples = stratified(kept, recipe.size, recipe.seed, places)
     left_out["size: more than were asked for"] += len(kept) - len(samples)
-    splits: dict[Split, list[Sample]] = {split: [] for split in SPLITS}
-    for sample in samples:
-        splits[_side(sample, places)].append(sample)
+    splits = _by_split(samples, places)
     _enough(recipe, splits, left_out)
     ordered = {split: tuple(sorted(found, key=_order)) for split, found in splits.items()}
     return Built(ordered, dict(+left_out), notes, of)
@@ -204,18 +203,22 @@ def _judged(
     return judged
 
 
+def _instructions(
+    recipe: Recipe, ingredients: Ingredients, samples: Sequence[Sample], places: Mapping[str, Split]
+) -> list[InstructionSample]:
+    """As many instructions as are asked for, that a model answers; none where there is no model."""
+    if ingredients.wordsmith is None:
+        return []
+    chosen = stratified(samples, recipe.size, recipe.seed, places)
+    return [sample for sample in sorted(chosen, key=_order) if isinstance(sample, InstructionSample)]
+
+
 def _on_policy(
-    recipe: Recipe,
-    ingredients: Ingredients,
-    samples: Sequence[Sample],
-    places: Mapping[str, Split],
-    left_out: Counter[str],
+    recipe: Recipe, ingredients: Ingredients, instructions: Sequence[InstructionSample], left_out: Counter[str]
 ) -> Sequence[Sample]:
-    """The author's own answers against the model's, for as many instructions as are asked for."""
+    """The author's own answers against the model's."""
     if ingredients.wordsmith is None:
         return ()
-    chosen = stratified(samples, recipe.size, recipe.seed, places)
-    instructions = [sample for sample in sorted(chosen, key=_order) if isinstance(sample, InstructionSample)]
     answers = ingredients.wordsmith.write(prompts(instructions))
     pairs = paired(instructions, answers, ingredients.wordsmith.name, recipe.rules)
     left_out.update({f"on-policy: {reason}": count for reason, count in pairs.left_out.items()})
@@ -254,6 +257,13 @@ def _side(sample: Sample, places: Mapping[str, Split]) -> Split:
     return places.get(sample.family, "train")
 
 
+def _by_split(samples: Sequence[Sample], places: Mapping[str, Split]) -> dict[Split, list[Sample]]:
+    splits: dict[Split, list[Sample]] = {split: [] for split in SPLITS}
+    for sample in samples:
+        splits[_side(sample, places)].append(sample)
+    return splits
+
+
 def stratified(samples: Sequence[Sample], size: int | None, seed: int, places: Mapping[str, Split]) -> list[Sample]:
     """So many of the samples that splits, authors, categories and methods keep their shares; all if there are fewer.
 
@@ -290,7 +300,7 @@ def _enough(recipe: Recipe, splits: Mapping[Split, Sequence[Sample]], left_out: 
     short = [split for split in SPLITS if shares[split] > 0 and len(splits[split]) < FEWEST_SAMPLES]
     if short:
         counts = ", ".join(f"{split} {len(splits[split])}" for split in SPLITS)
-        most = ", ".join(f"{reason} ({count})" for reason, count in left_out.most_common(3))
+        most = ", ".join(f"{reason} ({count})" for reason, count in (+left_out).most_common(3))
         raise TooFewSamples(
             f"{' and '.join(short)} would have fewer than {FEWEST_SAMPLES} samples ({counts}): bring in more "
             "documents, ask for more samples, or set the share of validation or test to 0"

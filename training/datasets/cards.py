@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     from training.datasets.store import Record
 
 TASKS = {"instructions": "text-generation", "preferences": "reinforcement-learning"}
+PLACE = "PATH_OF_THIS_FOLDER"
 # Of many authors or documents the card names so many.
 SHOWN = 10
 
 
-def card(record: Record) -> str:
+def card(record: Record, place: str = PLACE) -> str:
     """The card in Markdown, with the YAML head by which the `datasets` library finds the splits.
 
+    `place`: the folder to load, in Python; a card that is copied with its folder cannot know it.
     Source: Gebru et al., Datasheets for Datasets (2018); the hub's dataset card format.
     """
     figures = record.statistics
@@ -52,7 +54,7 @@ def card(record: Record) -> str:
             "\n## Recipe\n",
             f"```yaml\n{recipe}```\n",
             "## Use\n",
-            "```python\nfrom datasets import load_dataset\n\nload_dataset(PATH_OF_THIS_FOLDER)\n```\n",
+            f"```python\nfrom datasets import load_dataset\n\nload_dataset({place})\n```\n",
             "Each sample names its document, the version of it and the span of its cleaned text that it rests on. The "
             "texts belong to their authors: use them as far as these allow.",
             "",

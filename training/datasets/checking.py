@@ -31,9 +31,9 @@ from training.datasets.likeness import (
     words,
 )
 from training.datasets.loading import Loaded
+from training.datasets.preferences import Rules, length_bias
 from training.datasets.privacy import hidden
 from training.datasets.samples import SPLITS, PreferenceSample, Sample, answered, asked
-from training.shares import wilson
 
 EXAMPLES = 3
 # Questions are short: of a run of five words one changed word would leave nothing.
@@ -42,6 +42,8 @@ QUESTION_SHINGLE = 2
 LANGUAGES_LOOKED_AT = 200
 # Words that chosen and rejected share, from which there is hardly anything to learn from the pair.
 ALIKE = 0.8
+# Of an edit there is to learn what the person changed, as `preferences.Rules` has it.
+ALIKE_EDIT = Rules().alike_edit
 _BUCKETS = (("none", 0.0), ("under 10%", 0.1), ("10 to 50%", 0.5), ("50 to 90%", 0.9), ("90% and more", math.inf))
 
 
@@ -84,11 +86,7 @@ class Overlap(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pairs(msgspec.Struct, frozen=True, kw_only=True):
-    """Chosen and rejected side by side, by their words.
-
-    `longer_chosen`: the share of pairs of unlike length whose longer answer is chosen, with its interval of 95 %
-    (Wilson); `length_ratio`: geometric mean of chosen over rejected, with its interval.
-    """
+    """Chosen and rejected side by side, by their words; lengths as `LengthBias` has them."""
 
     pairs: int
     alike: Found
@@ -171,9 +169,13 @@ def check(
     every = range(len(samples))
     context = Context(embed=remembering(embed), thresholds=limits, evaluation_sets=evaluation_sets or {})
     repeated, left_out = _repeated(places, context)
-    ungrounded, grounding = _grounding(places, documents) if documents else (None, None)
+    # What people preferred need stand in no text of the author's.
+    grounded = [index for index in every if samples[index].method != "feedback"]
+    ungrounded, grounding = _grounding(places, grounded, documents) if documents and grounded else (None, None)
     if not documents:
         left_out.append("whether answers rest on the author's texts: no documents were given")
+    elif preferred := len(samples) - len(grounded):
+        left_out.append(f"whether answers rest on the author's texts: the {preferred:,} that people preferred need not")
     if len(loaded.splits) == 1:
         left_out.append("what splits share: there is one")
     contaminated = None
@@ -245,15 +247,15 @@ def _repeated(places: _Places, context: Context) -> tuple[dict[str, Found], list
     return found, left_out
 
 
-def _grounding(places: _Places, documents: Mapping[str, str]) -> tuple[Found, dict[str, int]]:
-    """Answers that share no run of five words (shorter ones: not all of theirs) with any text of the author, and how
-    much the others share."""
-    own = [words(answered(sample)) for sample in places.samples]
+def _grounding(places: _Places, at: Sequence[int], documents: Mapping[str, str]) -> tuple[Found, dict[str, int]]:
+    """Of the samples with these indices, answers that share no run of five words (shorter ones: not all of theirs) with
+    any text of the author, and how much the others share."""
+    own = [words(answered(places.samples[index])) for index in at]
     sizes = {min(SHINGLE, len(found)) for found in own if found}
     texts = [words(text) for text in documents.values()]
     known = {size: np.unique(np.concatenate([shingles(text, size) for text in texts])) for size in sizes}
     reasons, shares = {}, []
-    for index, found in enumerate(own):
+    for index, found in zip(at, own, strict=True):
         size = min(SHINGLE, len(found))
         shares.append(containment(shingles(found, size), known[size]) if found else 0.0)
         if not shares[-1]:
@@ -261,7 +263,7 @@ def _grounding(places: _Places, documents: Mapping[str, str]) -> tuple[Found, di
     grounding = dict.fromkeys((name for name, _ in _BUCKETS), 0)
     for share in shares:
         grounding[next(name for name, most in _BUCKETS if share == most == 0 or share < most)] += 1
-    return places.found(reasons), grounding
+    return places.found(reasons, len(at)), grounding
 
 
 def _overlaps(places: _Places, context: Context, families: Mapping[str, str]) -> Iterator[Overlap]:
@@ -333,26 +335,23 @@ def _languages(samples: Sequence[Sample], limits: Thresholds) -> dict[str, int]:
 
 def _pairs(places: _Places) -> Pairs:
     alike: dict[int, str] = {}
-    logs: list[float] = []
+    pairs = [sample for sample in places.samples if isinstance(sample, PreferenceSample)]
     for index, sample in enumerate(places.samples):
         chosen, rejected = (words(part) for part in taught(sample))
         both, total = (Counter(chosen) & Counter(rejected)).total(), len(chosen) + len(rejected)
         likeness = 2 * both / total if total else 1.0
-        if likeness >= ALIKE:
+        if likeness >= (ALIKE_EDIT if sample.method == "feedback" else ALIKE):
             alike[index] = "the same words" if chosen == rejected else f"{likeness:.0%} of the words are the same"
-        logs.append(math.log(max(len(chosen), 1) / max(len(rejected), 1)))
-    longer, shorter = sum(value > 0 for value in logs), sum(value < 0 for value in logs)
-    mean = statistics.fmean(logs)
-    margin = 1.96 * statistics.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
+    bias = length_bias(pairs)
     return Pairs(
-        pairs=len(logs),
+        pairs=bias.pairs,
         alike=places.found(alike),
-        chosen_longer=longer,
-        chosen_shorter=shorter,
-        longer_chosen=longer / (longer + shorter) if longer + shorter else 0.5,
-        longer_chosen_interval=wilson(longer, longer + shorter),
-        length_ratio=math.exp(mean),
-        length_ratio_interval=(math.exp(mean - margin), math.exp(min(mean + margin, 700.0))),
+        chosen_longer=bias.chosen_longer,
+        chosen_shorter=bias.chosen_shorter,
+        longer_chosen=bias.longer,
+        longer_chosen_interval=bias.longer_interval,
+        length_ratio=bias.ratio,
+        length_ratio_interval=bias.ratio_interval,
     )
 
 

@@ -33,6 +33,11 @@ FORMATS = ("parquet", "arrow", "jsonl")
 PREFERENCES_NEED = (
     "preferences need a model's own answers (--model FOLDER, or TWIN_LLM_URL) or what people said (--feedback FILE)"
 )
+# What --from takes from the record.
+RECORDED = (
+    *("kind", "name", "method", "rewrite", "judge", "size", "as_of", "author", "category", "language", "validation"),
+    *("test", "seed", "model", "feedback", "recipe", "no_embedding"),
+)
 CHARACTERS_EMBEDDED, EMBEDDED_TOGETHER = 1_200, 256
 
 
@@ -81,7 +86,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     export.add_argument("--format", choices=FORMATS, default="parquet", help="(default parquet)")
     export.add_argument("--hub", metavar="NAME", help="push it to this dataset repository of the hub, private, instead")
     check = _action(actions, "check", "hold any dataset against the gates", check_dataset, CHECK)
-    check.add_argument("file", type=Path, metavar="FILE", help="a file, a folder, or the id of a version")
+    check.add_argument("file", type=Path, metavar="FILE", help="a file, a folder, or the id or name of a version")
     check.add_argument("--documents", type=Path, metavar="FILE", help="the author's texts: an export, or a folder")
     check.add_argument("--no-embedding", action="store_true", help="do not compare meanings: faster, and less is found")
 
@@ -104,34 +109,89 @@ def _moment(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no time: write 2026-05-31 or 2026-05-31T12:00:00Z") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment > datetime.now(UTC):
+        raise argparse.ArgumentTypeError(f"{text!r} is in the future, of which there are no documents yet")
+    return moment
 
 
 def build_dataset(arguments: argparse.Namespace, settings: Settings) -> int:
     """`twin dataset build`: 0 when the version is there, 1 when it cannot be, 2 for wrong options."""
+    from training.datasets.preferences import NotFeedback
+    from training.datasets.ranges import InvalidRecipe
+
     say = teller(arguments.json)
+    # A share or a seed of 0 is given too.
+    given = [name for name in RECORDED if (value := getattr(arguments, name)) is not None and value is not False]
+    if arguments.source is not None and given:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        return _usage(f"--from builds a version as its record has it, so leave out {told}, or leave out --from")
     with _store(settings, say) as store:
         if arguments.source is not None:
             known = store.record(arguments.source)
             record = store.rebuild(known.id, _embedder(settings, known.recipe.embedder, say))
-            return _built(record, store, arguments.json, "built again, with the same hash")
-        _catch_up(settings, say)
+            return _built(record, store, settings, arguments.json, "built again, with the same hash")
         wordsmith = _wordsmith(arguments, settings, say)
-        recipe = _recipe(arguments, settings, store, wordsmith)
+        try:
+            recipe = _recipe(arguments, settings, store, wordsmith)
+        except (InvalidRecipe, NotFeedback) as error:
+            return _usage(str(error))
         if recipe.kind == "preferences" and not recipe.wordsmith and not recipe.feedback:
-            sys.stderr.write(f"twin: {PREFERENCES_NEED}\n")
-            return 2
-        record = store.build(
-            recipe,
-            name=arguments.name or recipe.kind,
-            as_of=arguments.as_of,
-            wordsmith=wordsmith if recipe.wordsmith else None,
-            embed=_embedder(settings, recipe.embedder, say),
-        )
-        return _built(record, store, arguments.json, "built")
+            return _usage(PREFERENCES_NEED)
+        _catch_up(settings, say)
+        former = {each.id: each.name for each in store.listed()}
+        try:
+            record = store.build(
+                recipe,
+                name=arguments.name,
+                as_of=arguments.as_of,
+                wordsmith=wordsmith if recipe.wordsmith else None,
+                embed=_embedder(settings, recipe.embedder, say),
+            )
+        except Exception:
+            if arguments.feedback is not None:
+                sys.stderr.write(f"twin: what {printable(str(arguments.feedback))} says is taken in all the same\n")
+            raise
+        return _built(record, store, settings, arguments.json, _how(record, former.get(record.id)))
 
 
-def _built(record: Record, store: Store, as_json: bool, how: str) -> int:
+def _usage(told: str) -> int:
+    sys.stderr.write(f"twin: {printable(told)}\n")
+    return 2
+
+
+def _how(record: Record, former: str | None) -> str:
+    """What a build came to; `former`: the name of the version with the same samples, None where there was none."""
+    if former is None:
+        return "built"
+    if former == record.name:
+        return f"is there already, as {printable(former)}"
+    return f"is there already, now called {printable(record.name)}, until now {printable(former)}"
+
+
+def _few_to_test(record: Record, store: Store, settings: Settings) -> str:
+    """That the test split is too small for a release, "" where it is not, or was not asked for."""
+    from training.datasets.store import read_split
+    from training.release.gate import InvalidRules, load_rules
+
+    if record.kind != "instructions" or not record.recipe.test:
+        return ""
+    try:
+        rules = load_rules(settings.release_rules).figures.values()
+    except InvalidRules as error:
+        return f"whether the test split is enough for the release gate is not known: {printable(str(error))}"
+    samples, families = (max(getattr(rule, name) for rule in rules) for name in ("samples", "families"))
+    there = list(read_split(store.directory / record.id / "test.parquet", record.kind))
+    of = len({sample.family for sample in there})
+    if len(there) >= samples and of >= families:
+        return ""
+    return (
+        f"the test split has {len(there)} samples of {of} document families: the release gate asks for {samples} of "
+        f"{families}; hold more out (--test)"
+    )
+
+
+def _built(record: Record, store: Store, settings: Settings, as_json: bool, how: str) -> int:
     if as_json:
         print_json(_plain([record], store)[0])
         return 0
@@ -139,8 +199,10 @@ def _built(record: Record, store: Store, as_json: bool, how: str) -> int:
     total = sum(record.splits.values())
     lines = [
         f"{bold(record.id)} {how}: {total:,} samples of {len(record.document_ids):,} documents ({splits})",
-        faint(f"{store.folder(record)}"),
+        faint(f"{store.directory / record.id}"),
     ]
+    if few := _few_to_test(record, store, settings):
+        lines.insert(1, few)
     if record.recipe.size and total < record.recipe.size:
         lines.insert(1, f"{record.recipe.size:,} were asked for, and these are all that the documents give")
     left = sorted(record.left_out.items(), key=lambda item: -item[1])[:4]
@@ -181,7 +243,9 @@ def show_dataset(arguments: argparse.Namespace, settings: Settings) -> int:
         if arguments.json:
             print_json(_plain([record], store)[0])
         else:
-            sys.stdout.write(printable(card(record).split("---\n", 2)[2]))
+            shown = card(record, repr(str(store.directory / record.id))).split("---\n", 2)[2]
+            lines = [shown.strip(), store.without_files(record)]
+            sys.stdout.write(printable("\n\n".join(filter(None, lines))) + "\n")
     return 0
 
 
@@ -214,8 +278,7 @@ def export_dataset(arguments: argparse.Namespace, settings: Settings) -> int:
     from training.datasets.exporting import export, push
 
     if (arguments.to is None) == (arguments.hub is None):
-        sys.stderr.write("twin: name a folder (--to) or a repository of the hub (--hub)\n")
-        return 2
+        return _usage("name a folder (--to) or a repository of the hub (--hub)")
     with _store(settings) as store:
         record = store.record(arguments.id)
         folder = store.folder(record)
@@ -236,19 +299,23 @@ def check_dataset(arguments: argparse.Namespace, settings: Settings) -> int:
     import msgspec
 
     from training.datasets.checking import check
-    from training.datasets.loading import load, load_documents
+    from training.datasets.loading import READERS, load, load_documents
+    from training.datasets.samples import answered
     from training.datasets.store import evaluation_sets, evaluation_texts
     from training.datasets.verdict import passes, told
+    from training.inputs import dataset_folder
 
     say = teller(arguments.json)
     path: Path = arguments.file
-    if not path.exists() and (settings.datasets_directory / path / "record.json").is_file():
-        path = settings.datasets_directory / path
+    # A file that is not there is told of as one.
+    if not path.exists() and path.suffix.lower() not in READERS:
+        path = dataset_folder(str(path), settings.datasets_directory)
     loaded = load(path)
     documents = load_documents(arguments.documents) if arguments.documents else _documents(settings)
     sets = evaluation_texts(settings, evaluation_sets(settings))
     embedder = "" if arguments.no_embedding else settings.embedding_model
-    report = check(loaded, documents, _embedder(settings, embedder, say), sets)
+    texts = len({answered(sample) for samples in loaded.splits.values() for sample in samples})
+    report = check(loaded, documents, _embedder(settings, embedder, say, texts), sets)
     reasons = passes(report)
     if arguments.json:
         print_json({"passes": not reasons, "reasons": reasons, **msgspec.to_builtins(report)})
@@ -290,18 +357,24 @@ def _documents(settings: Settings) -> Mapping[str, str]:
 
 
 def _recipe(arguments: argparse.Namespace, settings: Settings, store: Store, wordsmith: Wordsmith | None) -> Recipe:
-    """The recipe that the options ask for, over that of --recipe."""
+    """The recipe that the options ask for, over that of --recipe. Raises InvalidRecipe, NotFeedback, NoWordsmith."""
     import msgspec
 
     from training.datasets.building import Recipe
+    from training.datasets.instructions import NoWordsmith
+    from training.datasets.ranges import InvalidRecipe
     from training.datasets.store import evaluation_sets, read_recipe
 
     recipe = read_recipe(arguments.recipe) if arguments.recipe else Recipe()
     kind = arguments.kind or recipe.kind
     served = kind == "instructions" and settings.llm_url is not None and not arguments.recipe
     methods = tuple(arguments.method or (*recipe.methods, *(("question",) if served else ())))
-    asked = arguments.rewrite or arguments.judge or recipe.rewrites or recipe.judged
+    asked = kind == "instructions" and (arguments.rewrite or arguments.judge or recipe.rewrites or recipe.judged)
     writes = kind == "preferences" or "question" in methods or asked
+    if told := _unused(arguments, kind, writes):
+        raise InvalidRecipe(told)
+    if asked and wordsmith is None:
+        raise NoWordsmith("--rewrite and --judge need a language model: set TWIN_LLM_URL, or leave them out")
     given = {
         "kind": kind,
         "methods": methods,
@@ -323,6 +396,17 @@ def _recipe(arguments: argparse.Namespace, settings: Settings, store: Store, wor
         evaluation_sets=evaluation_sets(settings),
         feedback=store.take_in(arguments.feedback) if kind == "preferences" else (),
     )
+
+
+def _unused(arguments: argparse.Namespace, kind: str, writes: bool) -> str:
+    """Which option would do nothing, and what to do; "" if none. `writes`: whether a language model is asked."""
+    if kind == "preferences" and (arguments.rewrite or arguments.judge):
+        return "--rewrite and --judge are for instructions: leave them out of preferences"
+    if kind == "instructions" and arguments.feedback is not None:
+        return "--feedback is for preferences: add --kind preferences, or leave it out"
+    if arguments.model is not None and not writes:
+        return "--model has nothing to write: add --kind preferences, --method question or --rewrite, or leave it out"
+    return ""
 
 
 @dataclass
@@ -360,8 +444,11 @@ def _wordsmith(arguments: argparse.Namespace, settings: Settings, say: Callable[
     return _Telling(ServedWordsmith(settings), say)
 
 
-def _embedder(settings: Settings, model: str, say: Callable[[str], None]) -> Embed | None:
-    """Texts to unit vectors by this embedding model, as far as a text's meaning is told by its beginning."""
+def _embedder(settings: Settings, model: str, say: Callable[[str], None], expected: int = 0) -> Embed | None:
+    """Texts to unit vectors by this embedding model, as far as a text's meaning is told by its beginning.
+
+    `expected`: of how many texts it will be asked in all, if that is known.
+    """
     if not model:
         return None
     import msgspec
@@ -369,15 +456,18 @@ def _embedder(settings: Settings, model: str, say: Callable[[str], None]) -> Emb
     from corpus.embedding import load_embedder
 
     embedder = load_embedder(msgspec.structs.replace(settings, embedding_model=model))
+    done = 0
 
     def embed(texts: Sequence[str]) -> Any:
         import numpy as np
 
+        nonlocal done
         parts = []
         for part in batches([text[:CHARACTERS_EMBEDDED] for text in texts], EMBEDDED_TOGETHER):
             parts.append(embedder.embed(part))
-            if len(texts) > EMBEDDED_TOGETHER:
-                say(f"comparing meanings: {sum(map(len, parts)):,} of {len(texts):,} texts")
+            done += len(part)
+            if max(done, expected) > EMBEDDED_TOGETHER:
+                say(f"comparing meanings: {done:,}{f' of {max(done, expected):,}' if expected else ''} texts")
         return np.concatenate(parts) if parts else embedder.embed([])
 
     return embed

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import statistics
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -22,15 +23,15 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
+from training.datasets import likeness
 from training.datasets.instructions import shared
 from training.datasets.passages import words
 from training.datasets.ranges import Count, Share, SomeShare
 from training.datasets.samples import InstructionSample, Preference, PreferenceSample
 from training.datasets.wordsmith import Request
+from training.shares import Z, wilson
 
 ON_POLICY_VERSION, FEEDBACK_VERSION = "on-policy-1", "feedback-1"
-RESAMPLES = 1000
-CONFIDENCE = 0.95
 GRAM = 3
 # Words of each text; the comparison may take their product.
 COMPARED = 400
@@ -193,7 +194,8 @@ def read_feedback(path: Path) -> list[Feedback]:
         except msgspec.ValidationError as error:
             reason, _, place = str(error).partition(" - at `$.")
             field = f"{place.rstrip('`')}: " if place else ""
-            raise NotFeedback(f"{path}, line {number}: {field}{reason[:1].lower()}{reason[1:]}") from error
+            known = "; a verdict is up, down or edit" if field == "verdict: " else ""
+            raise NotFeedback(f"{path}, line {number}: {field}{reason[:1].lower()}{reason[1:]}{known}") from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise NotFeedback(f"{path}, line {number}: not a JSON object in one line of UTF-8 ({error})") from error
         if row.verdict == "edit" and not (row.edited or "").strip():
@@ -273,39 +275,36 @@ def _of_feedback(chosen: str, rejected: str, of: Feedback, likeness: float) -> P
 
 
 class LengthBias(msgspec.Struct, frozen=True, kw_only=True):
-    """How much pairs prefer the longer answer, in characters.
+    """How much pairs prefer the longer answer, in words.
 
-    `longer`: the share of pairs whose chosen answer is the longer one, of equal length counted half: 0.5 is no
-    preference; `log_ratio`: the mean natural logarithm of chosen over rejected: 0 is none; the intervals hold
-    CONFIDENCE of bootstrap resamples.
+    `longer`: the share of pairs of unlike length whose longer answer is chosen, 0.5 where there are none, with its
+    interval of 95 % (Wilson); `ratio`: geometric mean of chosen over rejected, with its interval: 1 is no preference.
     """
 
     pairs: int
+    chosen_longer: int
+    chosen_shorter: int
     longer: float
     longer_interval: tuple[float, float]
-    log_ratio: float
-    log_ratio_interval: tuple[float, float]
+    ratio: float
+    ratio_interval: tuple[float, float]
 
 
-def length_bias(samples: Sequence[PreferenceSample], seed: int = 0, resamples: int = RESAMPLES) -> LengthBias:
-    """The length bias of pairs, with percentile bootstrap intervals (Efron, 1979); the same seed gives the same.
-
-    Raises ValueError for no pairs.
-    """
-    import numpy as np
-
+def length_bias(samples: Sequence[PreferenceSample]) -> LengthBias:
+    """The length bias of pairs. Raises ValueError for no pairs."""
     if not samples:
         raise ValueError("of no pairs there is no length bias: build preference samples first")
-    ratios = np.array([math.log(max(1, len(pair.chosen)) / max(1, len(pair.rejected))) for pair in samples])
-    longer = np.where(ratios > 0, 1.0, np.where(ratios < 0, 0.0, 0.5))
-    source = np.random.default_rng(seed)
-    drawn = (source.integers(0, len(ratios), len(ratios)) for _ in range(resamples))
-    means = np.array([(longer[chosen].mean(), ratios[chosen].mean()) for chosen in drawn])
-    low, high = np.quantile(means, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2), axis=0)
+    counts = [[max(1, len(likeness.words(text))) for text in (pair.chosen, pair.rejected)] for pair in samples]
+    logs = [math.log(chosen / rejected) for chosen, rejected in counts]
+    longer, shorter = sum(value > 0 for value in logs), sum(value < 0 for value in logs)
+    mean = statistics.fmean(logs)
+    margin = Z * statistics.stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else math.inf
     return LengthBias(
-        pairs=len(samples),
-        longer=float(longer.mean()),
-        longer_interval=(float(low[0]), float(high[0])),
-        log_ratio=float(ratios.mean()),
-        log_ratio_interval=(float(low[1]), float(high[1])),
+        pairs=len(logs),
+        chosen_longer=longer,
+        chosen_shorter=shorter,
+        longer=longer / (longer + shorter) if longer + shorter else 0.5,
+        longer_interval=wilson(longer, longer + shorter),
+        ratio=math.exp(mean),
+        ratio_interval=(math.exp(mean - margin), math.exp(min(mean + margin, 700.0))),
     )

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from corpus.files import abandoned_folders, folder_beside
+from corpus.files import abandoned_folders, folder_beside, replace_file
 from corpus.history import DocumentVersion, History
 from corpus.settings import Settings
 from corpus.warehouse import Erasure, Warehouse
-from training.datasets.building import Built, Ingredients, Kind, Recipe, build, digest
+from training.datasets.building import Built, Ingredients, Kind, Recipe, TooFewSamples, build, digest
 from training.datasets.preferences import Feedback, length_bias, read_feedback
 from training.datasets.ranges import InvalidRecipe
 from training.datasets.samples import SPLITS, InstructionSample, PreferenceSample, Sample, Split, answered, asked
 from training.datasets.wordsmith import Recorded, Request, Wordsmith, Written, key
+from training.inputs import meant
 from training.runs import code_revision
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Store:
         self,
         recipe: Recipe,
         *,
-        name: str,
+        name: str | None = None,
         as_of: datetime | None = None,
         generation: str | None = None,
         wordsmith: Wordsmith | None = None,
@@ -135,17 +136,24 @@ class Store:
     ) -> Record:
         """Build a version from the documents as they are, or were at `as_of`; one that is there already is kept.
 
-        Raises what `building.build` does, HistoryUnavailable, WarehouseUnavailable.
+        `name`: None for the one that the version has, of a new one its kind. Raises what `building.build` does,
+        HistoryUnavailable, WarehouseUnavailable.
         """
         self._history.refresh()
         sequence, began = self._history.last(), self._now()
         self._say("reading the document history")
         documents = self._history.documents(as_of=as_of, sequence=sequence, generation=generation)
+        begun = min(self._history.begun().values(), default=None) if as_of is not None and not documents else None
+        if as_of is not None and begun is not None:
+            raise TooFewSamples(
+                f"there were no documents at {as_of.isoformat()}: the history has some since {begun.isoformat()}, so "
+                "name a time after that (--as-of)"
+            )
         feedback = self._feedback(recipe.feedback)
         built, samples_hash, read = self._built(recipe, documents, feedback, wordsmith, embed)
         record = Record(
             id=f"{recipe.kind}-{samples_hash[:DIGITS]}",
-            name=name,
+            name=name or recipe.kind,
             kind=recipe.kind,
             hash=samples_hash,
             created_at=began,
@@ -162,8 +170,8 @@ class Store:
             read=read,
         )
         known = self._known(record.id)
-        # The same samples under the name that was asked for now.
-        record = msgspec.structs.replace(known, name=name, read=read) if known is not None else record
+        if known is not None:
+            record = msgspec.structs.replace(known, name=name or known.name, read=read)
         self._keep(record, built)
         return record
 
@@ -192,24 +200,43 @@ class Store:
 
         Raises UnknownDataset, and InvalidRecipe where its recipe is none any more.
         """
-        listed = self.listed()
-        found = [each for each in listed if id == each.id] or [each for each in listed if id == each.name][:1]
-        found = found or [each for each in listed if id and each.id.startswith(id)]
+        found = meant(id, [(each.id, each.name) for each in self.listed()])
         if len(found) > 1:
-            raise UnknownDataset(f"{id!r} is the beginning of {', '.join(each.id for each in found)}: give more of it")
-        record = self._known(found[0].id) if found else None
+            raise UnknownDataset(f"{id!r} is the beginning of {', '.join(found)}: give more of it")
+        record = self._known(found[0]) if found else None
         if record is None:
             raise UnknownDataset(f"there is no dataset {id!r}: `twin dataset list` shows them")
         return record
 
-    def folder(self, record: Outline) -> Path:
+    def folder(self, record: Record) -> Path:
         """Where the files of a version lie. Raises UnknownDataset where they are not on this machine."""
-        folder = self.directory / record.id
-        if not (folder / RECORD).is_file():
-            raise UnknownDataset(
-                f"the files of {record.id} are not in {self.directory}: `twin dataset build --from {record.id}`"
-            )
-        return folder
+        if told := self.without_files(record):
+            raise UnknownDataset(told)
+        return self.directory / record.id
+
+    def without_files(self, record: Record) -> str:
+        """Why there are no files of a version to be used, and what to do; "" where they are here."""
+        if told := self._told_erased(record):
+            return told
+        if (self.directory / record.id / RECORD).is_file():
+            return ""
+        return (
+            f"the files of {record.id} are not on this machine ({self.directory}): "
+            f"`twin dataset build --from {record.id}` makes them again"
+        )
+
+    def _told_erased(self, record: Record) -> str:
+        """Which document of a version was erased, and when; "" where none was."""
+        self._history.refresh()
+        gone = _gone(record, self._history.versions())
+        found = _erased(gone, self._warehouse.erasures({})) if gone else None
+        if found is None:
+            return ""
+        id, erasure = found
+        return (
+            f"{record.id} rests on document {id}, which was erased for good on {erasure.erased_at:%Y-%m-%d} "
+            f"(erasure {erasure.id}): it is not built again; build a new version"
+        )
 
     def states(self, records: Iterable[Outline]) -> list[str]:
         """Whether the files of each version are here: `here`, `record only`, or `erased` for good."""
@@ -288,6 +315,9 @@ class Store:
             for abandoned in abandoned_folders(self.directory):
                 shutil.rmtree(abandoned, ignore_errors=True)
             write_folder(folder, record, built.splits)
+        else:
+            # It may have another name now.
+            _describe(folder, record)
         try:
             self._refuse_gone(record)
         except CannotRebuild:
@@ -295,16 +325,9 @@ class Store:
             raise
 
     def _refuse_gone(self, record: Record) -> None:
-        self._history.refresh()
-        gone = _gone(record, self._history.versions())
-        erased = _erased(gone, self._warehouse.erasures({})) if gone else None
-        if erased is not None:
-            id, erasure = erased
-            raise CannotRebuild(
-                f"{record.id} rests on document {id}, which was erased for good on "
-                f"{erasure.erased_at:%Y-%m-%d} (erasure {erasure.id}): it is not built again; build a new version"
-            )
-        if gone:
+        if told := self._told_erased(record):
+            raise CannotRebuild(told)
+        if gone := _gone(record, self._history.versions()):
             raise CannotRebuild(
                 f"{record.id} rests on {_count(len(gone), 'document')} whose versions the history does not hold "
                 f"({min(gone)}): build a new version"
@@ -384,21 +407,26 @@ def write_folder(folder: Path, record: Record, splits: Mapping[Split, Sequence[S
     """Write the files of a version so that the folder is there as a whole or not at all. Raises OSError."""
     import pyarrow.parquet as parquet
 
-    from training.datasets.cards import card
-
     beside = folder_beside(folder)
     beside.mkdir(parents=True)
     try:
         for split, samples in splits.items():
             parquet.write_table(as_table(samples, record.kind), beside / f"{split}.parquet", compression="zstd")
-        (beside / CARD).write_text(card(record), encoding="utf-8")
-        (beside / RECORD).write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1))
+        _describe(beside, record)
         if folder.exists():
             shutil.rmtree(folder)
         beside.rename(folder)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
+
+
+def _describe(folder: Path, record: Record) -> None:
+    """Write the card and the record of a version into its folder."""
+    from training.datasets.cards import card
+
+    replace_file(folder / CARD, card(record).encode())
+    replace_file(folder / RECORD, msgspec.json.format(msgspec.json.encode(record), indent=1))
 
 
 def as_table(samples: Sequence[Sample], kind: Kind) -> pa.Table:
@@ -539,7 +567,7 @@ def difference(one: Record, other: Record, samples: Mapping[str, Mapping[Split, 
         {(split, asked(sample), answered(sample)) for split, found in samples[record.id].items() for sample in found}
         for record in (one, other)
     ]
-    recipes = [msgspec.to_builtins(record.recipe) for record in (one, other)]
+    recipes = [_fields(msgspec.to_builtins(record.recipe)) for record in (one, other)]
     return {
         "documents": {
             "added": sorted(set(after) - set(before)),
@@ -555,10 +583,20 @@ def difference(one: Record, other: Record, samples: Mapping[str, Mapping[Split, 
             for split in SPLITS
         },
         "recipe": {
-            name: [recipes[0][name], recipes[1][name]] for name in recipes[0] if recipes[0][name] != recipes[1][name]
+            name: [recipes[0].get(name), recipes[1].get(name)]
+            for name in dict.fromkeys([*recipes[0], *recipes[1]])
+            if recipes[0].get(name) != recipes[1].get(name)
         },
         "generation": None if one.generation == other.generation else [one.generation, other.generation],
     }
+
+
+def _fields(plain: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values at any depth, each by the names that lead to it."""
+    found: dict[str, Any] = {}
+    for name, value in plain.items():
+        found |= _fields(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return found
 
 
 def _plain(record: Record) -> dict[str, Any]:

@@ -59,7 +59,9 @@ def _lines(report: CheckReport) -> Iterator[str]:
         yield _row("skipped", f"{report.skipped:,} rows without text in all of them")
     for name, (least, middle, most) in (("questions", report.question_words), ("answers", report.answer_words)):
         yield _row(name, f"{least} to {most:,} words, median {middle:g}")
-    yield _row("languages", printable(", ".join(f"{name} {count}" for name, count in report.languages.items())))
+    looked_at, total = sum(report.languages.values()), sum(report.samples.values())
+    part = f" (of {looked_at:,} answers, evenly over all)" if looked_at < total else ""
+    yield _row("languages", printable(", ".join(f"{name} {count}" for name, count in report.languages.items())) + part)
     if report.grounding is not None:
         shares = ", ".join(f"{name} {count:,}" for name, count in report.grounding.items())
         yield _row("grounding", f"words in a row that the {report.documents:,} documents have: {shares}")

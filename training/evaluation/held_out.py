@@ -20,7 +20,7 @@ from training.datasets.building import stratified
 from training.datasets.likeness import passages_of
 from training.datasets.samples import InstructionSample
 from training.evaluation.style import Text
-from training.inputs import UnusableInput, source_dataset
+from training.inputs import UnusableInput, dataset_folder, source_dataset
 from training.runs import RunRecord, read_record, run_of
 
 if TYPE_CHECKING:
@@ -84,22 +84,17 @@ def asking(question: str) -> list[Message]:
 
 
 def version(reference: str, datasets: Path) -> tuple[Record, Path]:
-    """The record of the dataset version that `reference` names (a folder, or an id in `datasets`), and its folder.
+    """The record of the dataset version that `reference` names, and the folder that `dataset_folder` finds.
 
     Raises UnusableInput.
     """
     from training.datasets.store import RECORD, Record
 
-    for folder in (Path(reference), datasets / reference):
-        if (folder / RECORD).is_file():
-            try:
-                return msgspec.json.decode((folder / RECORD).read_bytes(), type=Record), folder
-            except (OSError, msgspec.DecodeError) as error:
-                raise UnusableInput(f"{folder / RECORD} is not a dataset's record ({error}): build it anew") from error
-    raise UnusableInput(
-        f"there is no dataset {reference}, here or in {datasets}: `twin dataset list` shows them, and "
-        f"`twin dataset build --from {reference}` builds one again"
-    )
+    folder = dataset_folder(reference, datasets)
+    try:
+        return msgspec.json.decode((folder / RECORD).read_bytes(), type=Record), folder
+    except (OSError, msgspec.DecodeError) as error:
+        raise UnusableInput(f"{folder / RECORD} is not a dataset's record ({error}): build it anew") from error
 
 
 def trained_on(folder: Path) -> list[str]:
