@@ -434,12 +434,20 @@ class Warehouse:
 
     def record_told(self, name: Literal["written", "feedback"], records: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep what language models wrote, by the keys of their requests, or what people said, by the ids of that."""
-        from pymongo import ReplaceOne
+        from pymongo import UpdateOne
 
-        # An erasure asks whether it was before the document was ingested again; feedback says so itself.
-        kept = {"kept_at": datetime.now(UTC)} if name == "written" else {}
+        # The first time counts: a file of feedback is taken in again with every dataset that is built with it.
+        now = datetime.now(UTC)
         writes = [
-            ReplaceOne({"_id": key}, {"_id": key, **kept, **record}, upsert=True) for key, record in records.items()
+            UpdateOne(
+                {"_id": key},
+                {
+                    "$set": {name: value for name, value in record.items() if name not in ("_id", "kept_at")},
+                    "$setOnInsert": {"kept_at": record.get("kept_at", now)},
+                },
+                upsert=True,
+            )
+            for key, record in records.items()
         ]
         for part in batches(writes, BATCH):
             self._asked(partial(self._database[name].bulk_write, part, ordered=False))

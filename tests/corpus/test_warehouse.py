@@ -284,6 +284,17 @@ def test_a_piece_of_a_lineage_fits_into_a_record() -> None:
     assert store.PIECE * len(bson.encode({"documents": [row], "document_ids": [row["family"]]})) < store.LARGEST_RECORD
 
 
+def test_feedback_that_is_taken_in_again_has_been_there_since_the_first_time(warehouse: Warehouse) -> None:
+    warehouse.record_told("feedback", {"f1": {"feedback_id": "f1", "verdict": "up"}})
+    (first,) = warehouse.feedback()
+
+    warehouse.record_told("feedback", {"f1": {**first, "verdict": "down"}, "f2": {"feedback_id": "f2"}})
+
+    again, second = warehouse.feedback()
+    assert (again["verdict"], again["kept_at"]) == ("down", first["kept_at"])
+    assert second["kept_at"] >= first["kept_at"]
+
+
 def test_of_two_texts_that_a_model_wrote_to_one_request_the_first_stays(warehouse: Warehouse) -> None:
     given = [{"model": "m", "document_id": "d1", "text": text} for text in ("What came first.", "What came later.")]
 

@@ -286,6 +286,18 @@ def test_a_former_champion_that_still_gives_the_answers_is_not_rejected(home: Pa
     assert releases.registry.version("1").state == "former"
 
 
+def test_the_first_champion_is_rejected_once_nobody_is_answered_by_it(home: Path, releases: Releases) -> None:
+    put(home, releases.champion("first"))
+
+    with pytest.raises(CannotDeploy, match="deploy --withdraw"):
+        deploying.reject(home, releases.registry, "1", by="Ada", reason="it swears")
+    assert releases.registry.version("1").state == "champion"
+
+    deploying.withdraw(home)
+    assert deploying.reject(home, releases.registry, "1", by="Ada", reason="it swears").state == "rejected"
+    assert releases.registry.champion() is None
+
+
 def test_nobody_else_reads_what_is_deployed_and_a_home_made_here_is_the_owner_s(
     tmp_path: Path, releases: Releases
 ) -> None:

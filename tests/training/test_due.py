@@ -167,6 +167,53 @@ def test_what_a_later_candidate_has_seen_is_not_new(studio: Studio) -> None:
     assert "since the dataset of twin-2" in found.not_due[0]
 
 
+def test_what_a_rejected_candidate_has_seen_is_new_all_the_same(studio: Studio) -> None:
+    studio.train("first", "d1")
+    studio.write(a="a", b="b", c="c")
+    studio.build("d2")
+    studio.train("second", "d2", approve=False)
+
+    studio.registry.reject("twin-2", by="Ada", reason="worse")
+
+    assert "3 documents are new, 0 changed and 0 gone since the dataset of twin-1" in studio.due().reasons[0]
+
+
+def test_without_a_champion_it_is_counted_since_what_was_not_rejected(studio: Studio) -> None:
+    studio.train("first", "d1", approve=False)
+    studio.write(a="a")
+    studio.build("d2")
+    studio.train("second", "d2", approve=False)
+    studio.registry.reject("twin-2", by="Ada", reason="worse")
+    assert any(
+        "1 documents are new, 0 changed and 0 gone since the dataset of twin-1" in told for told in studio.due().not_due
+    )
+
+    studio.registry.reject("twin-1", by="Ada", reason="worse")
+
+    assert studio.due().reasons == ("there is no champion yet",)
+    assert not any("since the dataset" in told for told in studio.due().not_due)
+
+
+def test_an_erased_document_is_gone_although_the_history_knows_it_no_more(studio: Studio) -> None:
+    studio.train("first", "d1")
+    record = studio.shelf.held["datasets"]["d1"]
+    record["document_ids"] = (*record["document_ids"], "erased")
+
+    assert any("0 documents are new, 0 changed and 1 gone" in told for told in studio.due().not_due)
+
+
+def test_feedback_counts_from_when_it_was_taken_in(studio: Studio) -> None:
+    studio.train("first", "d1")
+    before, after = BUILT - timedelta(days=1), BUILT + timedelta(days=1)
+    studio.shelf.said = [
+        {"at": before.isoformat(), "kept_at": after},
+        {"at": before.isoformat(), "kept_at": before},
+        {"at": after.isoformat(), "kept_at": before},
+    ]
+
+    assert studio.due().reasons == ("2 lines of feedback since then (due from 2 on)",)
+
+
 def test_feedback_since_the_dataset_makes_it_due(studio: Studio) -> None:
     studio.train("first", "d1")
     studio.shelf.said = [{"at": (BUILT - timedelta(days=1)).isoformat()}, {"at": LATER.isoformat()}]

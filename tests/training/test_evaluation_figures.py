@@ -413,17 +413,50 @@ def test_without_anybody_else_it_is_said_that_style_is_not_known() -> None:
     told = found(gave("taught"))
 
     assert "style_author" not in told.metrics
-    assert told.notes["style_author"].startswith("not measured: there are too few passages")
+    assert told.notes["style_author"].endswith(
+        "there are 0 passages of the author, 0 passages of other authors; name a model to compare with (--against)"
+    )
+
+
+def test_where_another_model_was_named_nobody_is_told_to_name_one() -> None:
+    told = found(gave("taught"), gave("base"), others=Others("answers of taught and base", ()))
+
+    assert told.notes["style_author"].endswith("0 passages of other authors, 0 answers of taught and base")
 
 
 def test_distances_come_with_the_authors_own_as_a_yardstick() -> None:
-    told = found(gave("taught"), gave("base", answers=("",) * len(TOPICS)))
+    told = found(gave("taught"), gave("base", answers=("zq",) * len(TOPICS)))
 
     for name in ("style_sentence_length", "style_vocabulary", "style_punctuation"):
         assert told.metrics[f"{name}_yardstick"].value < told.metrics[name].value
         assert told.metrics[name].low <= told.metrics[name].value <= told.metrics[name].high
     assert told.metrics["style_vocabulary_against"].value == 1
     assert told.comparisons["style_vocabulary"].high < 0
+
+
+def test_distances_are_of_answers_that_are_not_empty() -> None:
+    some = tuple("" if at < 5 else f"I make {topic} by hand." for at, topic in enumerate(TOPICS))
+
+    of_some = found(gave("taught", answers=some), gave("base"))
+    of_none = found(gave("taught", answers=("", " ") * 5), gave("base"))
+
+    assert of_some.metrics["style_vocabulary"].n == of_some.metrics["style_vocabulary_against"].n == 5
+    assert of_some.notes["empty answers"] == "5 of 10 answers of taught are empty"
+    assert "style_vocabulary" not in of_none.metrics
+    assert of_none.notes["style_distances"] == (
+        "not measured: 0 answers are too few (10 of 10 answers of taught are empty)"
+    )
+    assert "empty answers" not in found(gave("taught")).notes
+
+
+def test_no_distance_is_said_to_be_perhaps_below_nothing() -> None:
+    own = tuple(each.sample.answer for each in questions())
+
+    told = found(gave("taught", answers=own), gave("base"))
+
+    for name in ("style_sentence_length", "style_vocabulary", "style_punctuation"):
+        assert told.metrics[name].low >= 0, name
+        assert told.metrics[f"{name}_yardstick"].low >= 0, name
 
 
 def test_answers_that_a_model_wrote_for_the_author_are_no_measure_of_his_style() -> None:
@@ -657,6 +690,7 @@ def test_a_dataset_that_cannot_be_evaluated_on_is_refused_in_words(tmp_path: Pat
         held_out(record, folder, [], count=10, seed=7)
     with pytest.raises(UnusableInput, match="there is no dataset nothing, here or in"):
         version("nothing", tmp_path)
+    assert version(record.name, folder.parent) == (record, folder)
     preferences = msgspec.structs.replace(record, kind="preferences")
     with pytest.raises(UnusableInput, match="holds preferences"):
         held_out(preferences, folder, [], count=10, seed=7)

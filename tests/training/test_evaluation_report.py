@@ -12,7 +12,18 @@ import msgspec
 import pytest
 
 from training.evaluation.figures import Comparison, Evaluation, Metric, SideBySide, read_evaluation
-from training.evaluation.report import REPORT, Verdict, page, summary, told, verdict, write
+from training.evaluation.report import (
+    ENOUGH_FAMILIES,
+    ENOUGH_SAMPLES,
+    REPORT,
+    Verdict,
+    page,
+    summary,
+    told,
+    verdict,
+    write,
+)
+from training.release.gate import Rule
 
 HOSTILE = "<script>alert('owned')</script><img src=https://example.org/x onerror=alert(1)>"
 
@@ -98,8 +109,8 @@ def test_the_first_sentence_says_whether_it_is_better_and_in_what() -> None:
     first, second = summary(evaluation())
 
     assert first == (
-        "taught@012345 is better than base@ba9876 in 1 of 3 figures (bits per byte), and worse in 1 (general "
-        "questions). In 1 (vocabulary) the samples do not tell them apart."
+        "taught@012345 is better than base@ba9876 in 2 of 4 figures (perplexity and bits per byte), and worse in 1 "
+        "(general questions). In 1 (vocabulary) the samples do not tell them apart."
     )
     assert second == (
         "It finds the author's held-out text likelier: a perplexity of 45.2 instead of 130, a difference of −85.1 "
@@ -112,8 +123,44 @@ def test_a_model_that_is_better_in_nothing_is_not_praised() -> None:
 
     first, second = summary(evaluation(comparisons=worse))
 
-    assert first.startswith("taught@012345 is better than base@ba9876 in none of 1 figures, and worse in 1")
+    assert first.startswith("taught@012345 is better than base@ba9876 in none of 2 figures, and worse in 2")
     assert second.startswith("It finds the author's held-out text less likely")
+
+
+@pytest.mark.parametrize("few", [{"n": 19}, {"n": 40, "families": 4}])
+def test_of_too_few_samples_nothing_is_called_better_but_in_its_row(few: dict[str, int]) -> None:
+    found = evaluation()
+    comparisons = {name: msgspec.structs.replace(each, **few) for name, each in found.comparisons.items()}  # type: ignore[arg-type]
+    comparisons["general"] = found.comparisons["general"]
+    found = msgspec.structs.replace(found, comparisons=comparisons)
+
+    sentences = summary(found)
+
+    assert sentences == [
+        "taught@012345 is better than base@ba9876 in none of 4 figures, and worse in 1 (general questions). In 3 "
+        "(perplexity, bits per byte and vocabulary) there are too few samples to say."
+    ]
+    (row,) = [line for line in told(found).splitlines() if line.startswith("Bits per byte")]
+    assert "better (n small)" in row
+    assert page(found).count("(n small)") == 3
+
+
+def test_as_many_samples_are_enough_to_say_something_as_the_release_gate_asks_for() -> None:
+    rule = Rule(must="improve")
+
+    assert (rule.samples, rule.families) == (ENOUGH_SAMPLES, ENOUGH_FAMILIES)
+
+
+def test_empty_answers_are_told_in_the_first_paragraph_and_under_the_figures() -> None:
+    note = "12 of 12 answers of taught@0123456789ab are empty"
+
+    for found in (
+        evaluation(notes={"empty answers": note}),
+        msgspec.structs.replace(alone(), notes={"empty answers": note}),
+    ):
+        assert summary(found)[0].endswith(" 12 of 12 answers of taught@012345 are empty.")
+        assert f"Empty answers: {note}" in told(found).splitlines()
+        assert f"<dt>Empty answers</dt><dd>{note}</dd>" in page(found)
 
 
 def test_without_another_model_nothing_is_called_better() -> None:

@@ -20,7 +20,7 @@ from tests.training.model_runs import BUILT, evaluated, make_model, make_run
 from training.evaluation.figures import UnreadableFigures, write_evaluation
 from training.release.commands import register
 from training.release.deploying import CannotDeploy, read
-from training.release.registry import NotReleased, UnknownModel
+from training.release.registry import CannotRegister, NotReleased, UnknownModel
 
 pytestmark = pytest.mark.integration
 pytest.importorskip("mlflow")
@@ -109,6 +109,10 @@ def test_a_run_becomes_champion_gives_way_to_a_better_one_and_comes_back(
     assert twin("register", str(first)) == (0, "twin-1 is registered, candidate\n")
     assert "gate        passes" in twin("show", "twin-1")[1]
     assert "twin-1 is champion" in twin("approve", "twin-1", "--by", "Ada")[1]
+    assert twin("list")[1].splitlines()[0] == "VERSION    STATE      REGISTERED        MADE BY"
+    told = twin("show", "champion")[1]
+    assert "gate        as it was approved by Ada" in told
+    assert "refuses" not in told, "it is not held against itself"
 
     # Told how to serve it, somebody does, and the app asks it at once: there is no other.
     code, told = twin("deploy", "twin-1", "--server", "vllm")
@@ -121,13 +125,15 @@ def test_a_run_becomes_champion_gives_way_to_a_better_one_and_comes_back(
     twin("register", str(worse))
     with pytest.raises(NotReleased, match="bits_per_byte: worse"):
         twin("approve", "twin-2", "--by", "Ada")
-    assert "twin-2 is rejected" in twin("reject", "2", "--by", "Ada", "--reason", "worse")[1]
+    assert twin("reject", "2", "--by", "Ada", "--reason", "worse") == (0, "twin-2 is rejected\n")
+    with pytest.raises(CannotDeploy, match="was rejected"):
+        twin("deploy", "2")
     twin("register", str(run_of(tmp_path, "better", first)))
     twin("deploy", "twin-3", "--url", servers.url, "--share", "0.3")
     servers.count(twin_1=(100, 1), twin_3=(60, 0))
     code, told = twin("deploy", "--status")
     assert "canary    twin-3" in told
-    assert "(by name candidate)" in told
+    assert "(in the registry: candidate)" in told
     with pytest.raises(CannotDeploy, match="deploy --rollback"):
         twin("reject", "3", "--by", "Ada", "--reason", "slow")
     assert "30% of the answers  60 answers, 0 failed" in told
@@ -171,6 +177,16 @@ def test_a_canary_that_is_waited_for_is_promoted_or_taken_back_by_its_answers(
     assert read(tmp_path).canary is None
 
 
+def test_the_first_champion_can_be_undone(tmp_path: Path, twin: Callable[..., tuple[int, str]]) -> None:
+    twin("register", str(run_of(tmp_path, "first", make_model(tmp_path / "base", "base"))))
+    twin("approve", "1", "--by", "Ada")
+
+    told = twin("reject", "1", "--by", "Ada", "--reason", "it swears")
+
+    assert told == (0, "twin-1 is rejected; there is no champion now\n")
+    assert [version["state"] for version in json.loads(twin("list", "--json")[1])] == ["rejected"]
+
+
 def test_a_canary_without_answers_stays_one(
     tmp_path: Path, twin: Callable[..., tuple[int, str]], servers: Servers
 ) -> None:
@@ -183,6 +199,7 @@ def test_a_canary_without_answers_stays_one(
     code, told = twin("deploy", "2", "--url", servers.url, "--wait", "0", "--json")
 
     assert (code, json.loads(told)["verdict"]["what"]) == (0, "wait")
+    assert "\nno verdict yet: " in twin("deploy", "--status")[1]
     assert twin("deploy", "--rollback") == (0, "twin-2 is taken back\n")
 
 
@@ -205,6 +222,8 @@ def test_what_was_typed_wrong_is_told(tmp_path: Path, twin: Callable[..., tuple[
     make_model(tmp_path / "base", "base")
     with pytest.raises(UnreadableFigures, match="twin evaluate"):
         twin("register", str(make_run(tmp_path / "runs" / "x", tmp_path / "base")))
+    with pytest.raises(CannotRegister, match="there is no run in"):
+        twin("register", str(tmp_path / "runs" / "nothing"))
     with pytest.raises(UnknownModel, match="twin model list"):
         twin("show", "twin-7")
     for wrong in (

@@ -17,7 +17,15 @@ from corpus.warehouse import AlreadyBuilt, BuiltMeanwhile, connect
 from tests.training.model_runs import BUILT, LATER, Shelf, evaluated, make_model, make_run
 from training.release.commands import shown
 from training.release.gate import Rule, load_rules
-from training.release.registry import CannotRegister, ModelVersion, NotReleased, Records, Registry, UnknownModel
+from training.release.registry import (
+    CannotRegister,
+    ModelVersion,
+    NotReleased,
+    Records,
+    Registry,
+    UnknownModel,
+    approval,
+)
 from training.release.tracking import Named, RegistryUnavailable
 
 RULES = load_rules()
@@ -262,6 +270,36 @@ def test_a_worse_candidate_is_refused_with_the_figures_and_stays_candidate(offic
     assert office.states() == {"twin-1": "candidate"}
 
 
+def test_a_refusal_says_first_what_refuses_then_what_is_kept_then_what_nobody_knows(office: Office) -> None:
+    version = office.candidate("worse", gain=-0.4)
+
+    with pytest.raises(NotReleased) as refused:
+        office.registry.approve(version.id, by="Ada", rules=RULES)
+
+    lines = str(refused.value).splitlines()[1:-1]
+    assert [line.split(":")[0].strip() for line in lines[:3]] == ["refuses", "kept", "not judged"]
+    assert [line.split(":")[1].strip() for line in lines[:2]] == ["bits_per_byte", "general"]
+    told = shown(version, office.registry.judged(version, RULES), None, {})
+    assert "\n".join(f"  {line}" for line in lines) in told, "it is shown alike"
+
+
+def test_of_a_champion_is_told_what_the_gate_said_when_it_was_approved(office: Office) -> None:
+    first = office.champion("first")
+    office.champion("second", against=Path(first.folder))
+
+    for id in ("twin-1", "twin-2"):
+        version = office.registry.version(id)
+        said = approval(version)
+        assert said is not None
+        text = shown(version, said, None, {})
+        assert "gate        as it was approved by Ada" in text
+        assert text.count("kept: bits_per_byte: better") == 1
+        assert "refuses" not in text
+    assert approval(office.candidate("third")) is None
+    office.registry.rollback(by="Ada", reason="it swears")
+    assert approval(office.registry.version("twin-2")) is None, "it may be judged anew"
+
+
 def test_a_reason_overrides_the_gate_and_is_kept(office: Office) -> None:
     office.candidate("worse", gain=-0.4)
 
@@ -287,8 +325,10 @@ def test_what_was_compared_with_the_base_is_not_compared_with_the_champion(offic
     office.champion("first")
     second = office.candidate("second", against=office.base)
 
-    with pytest.raises(NotReleased, match="must be with the champion twin-1"):
+    with pytest.raises(NotReleased, match="must be with the champion twin-1") as refused:
         office.registry.approve(second.id, by="Ada", rules=RULES)
+    assert str(refused.value).count("compared") == 1
+    assert "nothing was judged" not in str(refused.value)
 
 
 def test_an_evaluation_without_a_comparison_does_not_pass(office: Office) -> None:
@@ -557,11 +597,25 @@ def test_a_candidate_is_rejected_with_a_reason(office: Office) -> None:
         office.registry.reject("twin-1", by="Ada", reason="again")
 
 
-def test_the_champion_is_not_rejected_but_rolled_back(office: Office) -> None:
-    office.champion("first")
+def test_a_champion_that_has_a_former_is_not_rejected_but_rolled_back(office: Office) -> None:
+    first = office.champion("first")
+    office.champion("second", against=Path(first.folder))
 
     with pytest.raises(NotReleased, match="twin model rollback"):
-        office.registry.reject("twin-1", by="Ada", reason="it swears")
+        office.registry.reject("twin-2", by="Ada", reason="it swears")
+
+
+def test_the_first_champion_is_rejected_and_leaves_none(office: Office) -> None:
+    office.champion("first")
+    with pytest.raises(NotReleased, match="no former champion to go back to: `twin model reject twin-1`"):
+        office.registry.rollback(by="Ada", reason="it swears")
+
+    version = office.registry.reject("champion", by="Ada", reason="it swears")
+
+    assert (version.state, version.decisions[-1].reasons) == ("rejected", ("it swears",))
+    assert office.registry.champion() is None
+    assert office.aliases() == {}
+    assert office.champion("second").state == "champion", "it is held against its base again"
 
 
 def test_a_rollback_restores_the_former_champion_and_says_who_and_why(office: Office) -> None:

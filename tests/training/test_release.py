@@ -51,8 +51,8 @@ def test_a_model_whose_whole_interval_is_better_passes() -> None:
     decision = decided(evaluation("perplexity", -9.0, -0.1), perplexity=IMPROVE)
 
     assert decision.passes
-    assert "better" in decision.reasons[0]
-    assert "-9 to -0.1" in decision.reasons[0]
+    assert "better" in decision.kept[0]
+    assert "-9 to -0.1" in decision.kept[0]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_model_that_only_might_be_better_or_is_worse_is_refused(low: float, hi
     decision = decided(evaluation("perplexity", low, high), perplexity=IMPROVE)
 
     assert not decision.passes
-    assert told in decision.reasons[0]
+    assert told in decision.refuses[0]
 
 
 def test_better_is_higher_for_a_figure_that_says_so() -> None:
@@ -87,7 +87,7 @@ def test_a_loss_that_the_interval_does_not_exclude_is_refused_even_if_the_point_
 
     assert kept.passes
     assert not refused.passes
-    assert "may be worse by 0.05" in refused.reasons[0]
+    assert "may be worse by 0.05" in refused.refuses[0]
 
 
 def test_a_win_rate_must_reach_its_value_with_its_whole_interval() -> None:
@@ -113,7 +113,7 @@ def test_too_few_samples_are_no_evidence() -> None:
     decision = decided(evaluation("perplexity", -2.0, -1.0, n=3), perplexity=IMPROVE)
 
     assert not decision.passes
-    assert "3 samples are too few" in decision.reasons[0]
+    assert "3 samples are too few" in decision.refuses[0]
 
 
 def test_many_samples_of_few_document_families_are_no_evidence_either() -> None:
@@ -121,14 +121,14 @@ def test_many_samples_of_few_document_families_are_no_evidence_either() -> None:
     enough = decided(evaluation("perplexity", -2.0, -1.0, n=60, families=5), perplexity=IMPROVE)
 
     assert (few.passes, enough.passes) == (False, True)
-    assert "samples of 4 document families are too few to judge, 5 are needed" in few.reasons[0]
+    assert "samples of 4 document families are too few to judge, 5 are needed" in few.refuses[0]
 
 
 def test_what_a_required_figure_lacks_is_held_out_and_not_asked_for() -> None:
     found = evaluation("perplexity", -2.0, -1.0, families=4)
 
-    asked = judge(found, Rules(figures={"perplexity": IMPROVE}), available={"families": 30}).reasons[0]
-    lacking = judge(found, Rules(figures={"perplexity": IMPROVE}), available={"families": 4}).reasons[0]
+    asked = judge(found, Rules(figures={"perplexity": IMPROVE}), available={"families": 30}).refuses[0]
+    lacking = judge(found, Rules(figures={"perplexity": IMPROVE}), available={"families": 4}).refuses[0]
 
     assert asked.endswith("evaluate on more (`--questions`)")
     assert lacking.endswith("and the dataset has 4: hold more out (`test` of its recipe)")
@@ -151,7 +151,7 @@ def test_too_few_samples_are_excused_only_where_there_are_no_more_and_nothing_is
     decision = judge(both, Rules(figures={"perplexity": IMPROVE, "style_author": rule}), available=there)
 
     assert decision.passes == passes
-    assert "style_author: 12 samples are too few" in " ".join((*decision.reasons, *decision.not_judged))
+    assert "style_author: 12 samples are too few" in " ".join((*decision.refuses, *decision.not_judged))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_model_that_was_hardly_asked_does_not_pass_whatever_is_missing_for_tha
     decision = judge(found, rules, available={} if there is None else {"samples": there})
 
     assert decision.passes == passes
-    assert any(f"asked {asked} questions" in reason for reason in decision.reasons) != passes
+    assert any(f"asked {asked} questions" in reason for reason in decision.refuses) != passes
 
 
 def test_a_figure_of_too_few_families_to_be_compared_is_not_excused_where_there_are_more() -> None:
@@ -179,6 +179,45 @@ def test_a_figure_of_too_few_families_to_be_compared_is_not_excused_where_there_
     assert judge(found, rules, available={"samples": 60, "families": 2}).passes
 
 
+def test_where_all_questions_were_asked_nobody_is_told_to_ask_more() -> None:
+    found = msgspec.structs.replace(evaluation("perplexity", -2.0, -1.0), questions=66)
+    six = evaluation("groundedness", 0.1, 0.2, better="higher", n=6)
+    found = msgspec.structs.replace(
+        found,
+        metrics={**found.metrics, **six.metrics},
+        comparisons={**found.comparisons, **six.comparisons},
+        notes={"groundedness": "60 of 66 prompts with a passage have no room"},
+    )
+    rules = Rules(figures={"perplexity": IMPROVE, "groundedness": Rule(must="not_worsen", margin=0.1, required=False)})
+
+    all_asked = judge(found, rules, available={"samples": 66}).refuses
+    more_there = judge(found, rules, available={"samples": 100}).refuses
+
+    assert all_asked[0].endswith("all 66 questions were asked (60 of 66 prompts with a passage have no room)")
+    assert more_there[0].endswith("evaluate on more (`--questions`)")
+
+
+def test_a_comparison_with_the_wrong_model_is_told_once() -> None:
+    found = evaluation("perplexity", -2.0, -1.0)
+    rules = Rules(figures={"perplexity": IMPROVE, "general": Rule(must="not_worsen", margin=0.1)})
+
+    decision = judge(found, rules, mismatch="it was compared with another")
+
+    assert not decision.passes
+    assert decision.told() == ["refuses: it was compared with another"]
+
+
+def test_figures_that_stand_for_themselves_pass_whatever_an_optional_one_was_compared_with() -> None:
+    found = evaluation("general", 0.1, 0.2, better="higher", value=(0.5, 0.6))
+    reach = Rule(must="reach", value=0.4)
+    optional = Rule(must="not_worsen", margin=0.1, required=False)
+
+    decision = judge(found, Rules(figures={"general": reach, "correctness": optional}), mismatch="with another")
+
+    assert decision.passes
+    assert decision.told()[1:] == ["not judged: with another"]
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("-inf")])
 def test_an_interval_that_is_no_number_is_no_evidence(broken: float) -> None:
     assert not decided(evaluation("perplexity", broken, -1.0), perplexity=IMPROVE).passes
@@ -188,7 +227,7 @@ def test_where_nothing_could_be_judged_nothing_passes() -> None:
     decision = decided(evaluation("perplexity", -2, -1, against=None), perplexity=Rule(must="improve", required=False))
 
     assert not decision.passes
-    assert "nothing was judged" in decision.reasons[-1]
+    assert "nothing was judged" in decision.refuses[-1]
 
 
 def test_one_broken_rule_of_several_is_enough_and_every_rule_is_told_of() -> None:
@@ -203,7 +242,7 @@ def test_one_broken_rule_of_several_is_enough_and_every_rule_is_told_of() -> Non
     decision = decided(both, perplexity=IMPROVE, general=Rule(must="not_worsen", margin=0.05))
 
     assert not decision.passes
-    assert [reason.split(":")[0] for reason in decision.reasons] == ["perplexity", "general"]
+    assert [told.split(":")[:2] for told in decision.told()] == [["refuses", " general"], ["kept", " perplexity"]]
 
 
 def test_the_rules_that_come_with_the_program_ask_for_a_better_likelihood() -> None:

@@ -27,7 +27,7 @@ from training.evaluation.figures import Comparison, Evaluation, Metric, SideBySi
 from training.evaluation.held_out import HeldOut, Question, asking, is_own
 from training.evaluation.intervals import FEWEST_FAMILIES, Figure, comparable, comparison, mean, metric, ratio
 from training.evaluation.judging import Judged, Pair, judged
-from training.evaluation.style import DISTANCES, MOST, Text, classified, distances
+from training.evaluation.style import DISTANCES, FEWEST, MOST, Text, classified, distances
 from training.local_model import LEAST_ANSWER, Likelihood, NoSystemMessages, whole_sentences
 
 if TYPE_CHECKING:
@@ -199,6 +199,8 @@ def figures(
         for name, note in each.notes.items() if each else ():
             before = found.notes.get(name)
             found.notes[name] = f"{before}; {note}" if before and note not in before else note
+    if silent := _silent(model, against):
+        found.notes["empty answers"] = silent
     _likelihood(found, held_out, model, against)
     _author(found, held_out, model, against, others)
     _distances(found, held_out, model, against)
@@ -234,9 +236,9 @@ class _Found:
         """`sides`: the model's, and the other's if there is one, over the same samples, which are of `groups`."""
         for suffix, side in zip(("", "_against", "_yardstick"), (*sides, yardstick), strict=True):
             if side is not None:
-                self.metrics[name + suffix] = metric(
-                    name + suffix, better, side, len(groups), self.seed, groups=groups, moved=moved
-                )
+                made = metric(name + suffix, better, side, len(groups), self.seed, groups=groups, moved=moved)
+                # What is moved is a distance, and none is below 0.
+                self.metrics[made.name] = msgspec.structs.replace(made, low=max(0.0, made.low)) if moved else made
         one, other = sides
         if one is not None and other is not None:
             self.compare(name, one, other, groups, moved=moved)
@@ -249,6 +251,12 @@ class _Found:
             f"models are compared by document families, {FEWEST_FAMILIES} at least: where there are fewer the figures "
             "stand beside each other, and nothing is said of their difference; hold more documents out"
         )
+
+
+def _silent(*sides: Measured | None) -> str:
+    """Of which model how many answers are empty; "" where none is."""
+    counted = [(each.name, sum(not text.strip() for text in each.answers), len(each.answers)) for each in sides if each]
+    return "; ".join(f"{empty} of {all_} answers of {name} are empty" for name, empty, all_ in counted if empty)
 
 
 def _likelihood(found: _Found, held_out: HeldOut, model: Measured, against: Measured | None) -> None:
@@ -293,9 +301,12 @@ def _author(found: _Found, held_out: HeldOut, model: Measured, against: Measured
             if told is not None:
                 found.notes["style_author"] = f"the classifier tells the author's passages from {source.what}"
     if told is None:
+        there = [("passages of the author", held_out.own), *(each for each in (theirs, others) if each is not None)]
+        counted = ", ".join(f"{sum(bool(each.text.strip()) for each in texts)} {what}" for what, texts in there)
         found.notes["style_author"] = (
-            "not measured: there are too few passages of the author, or of anybody else, in separate documents to "
-            "train a classifier on; name a model to compare with (--against)"
+            f"not measured: a classifier needs {FEWEST} texts of the author and {FEWEST} that are not theirs, in "
+            f"separate documents; there are {counted}"
+            + ("; name a model to compare with (--against)" if against is None and others is None else "")
         )
         return
     right = ratio(list(told.right * told.weights), list(told.weights))
@@ -320,9 +331,13 @@ def _distances(found: _Found, held_out: HeldOut, model: Measured, against: Measu
         for at, each in enumerate(held_out.questions)
         if each.sample.author == held_out.author and is_own(each.sample)
     ]
-    if len(places) < FEWEST_ANSWERS:
-        found.notes["style_distances"] = f"not measured: {len(places)} answers are too few"
+    # An empty answer has no style, and a distance of it says nothing.
+    given = [at for at in places if all(each.answers[at].strip() for each in (model, against) if each)]
+    if len(given) < FEWEST_ANSWERS:
+        empty = f" ({_silent(model, against)})" if len(given) < len(places) else ""
+        found.notes["style_distances"] = f"not measured: {len(given)} answers are too few{empty}"
         return
+    places = given
     author = [Text(held_out.questions[at].sample.answer, _group(held_out.questions[at])) for at in places]
     answers = [[whole_sentences(each.answers[at]) for at in places] for each in (model, against) if each]
     for name in DISTANCES:

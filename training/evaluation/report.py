@@ -16,6 +16,8 @@ from training.evaluation.intervals import RESAMPLES
 REPORT = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
 Verdict = Literal["better", "worse", "no clear difference"]
+# As many as the release gate asks for; of fewer nothing is called better or worse in a sentence.
+ENOUGH_SAMPLES, ENOUGH_FAMILIES = 20, 5
 # The picture of a figure, in pixels: its axis, the rows of its intervals, and room below for the axis' numbers.
 WIDTH, LEFT, RIGHT, ROW, AXIS = 480, 12, 12, 20, 48
 
@@ -165,6 +167,7 @@ class Row:
     yardstick: str
     difference: str
     verdict: Verdict | None
+    few: bool
     picture: Picture
 
 
@@ -213,10 +216,10 @@ def verdict(comparison: Comparison, better: str) -> Verdict:
 
 def summary(evaluation: Evaluation) -> list[str]:
     """Is it better, and by how much: in sentences, the most important first."""
-    model = short_name(evaluation.model)
+    model, silent = short_name(evaluation.model), _silent(evaluation)
     if evaluation.against is None:
         return [
-            f"{model} was evaluated by itself: name another model to compare it with (--against).",
+            f"{model} was evaluated by itself: name another model to compare it with (--against).{silent}",
             *(line for line in [_held_out_alone(evaluation)] if line),
         ]
     against = short_name(evaluation.against)
@@ -225,22 +228,31 @@ def summary(evaluation: Evaluation) -> list[str]:
         for each in _shown()
         if each.name in evaluation.comparisons
     }
-    # Perplexity and bits per byte are one finding.
-    counted = {
-        name: told for name, told in verdicts.items() if not (name == "perplexity" and "bits_per_byte" in verdicts)
-    }
-    by = {
-        told: [_titles()[name].lower() for name, each in counted.items() if each == told]
-        for told in set(counted.values())
-    }
-    if not counted:
-        return [f"{model} could not be compared with {against}: the notes say why."]
-    parts = [f"better than {against} in {_of(by.get('better', []), len(counted))}"]
+    if not verdicts:
+        return [f"{model} could not be compared with {against}: the notes say why.{silent}"]
+    sure = {name: told for name, told in verdicts.items() if not _few(evaluation.comparisons[name])}
+    by = {told: [_titles()[name].lower() for name, each in sure.items() if each == told] for told in set(sure.values())}
+    parts = [f"better than {against} in {_of(by.get('better', []), len(verdicts))}"]
     parts += [f"worse in {_of(by['worse'])}"] if "worse" in by else []
     sentence = f"{model} is {', and '.join(parts)}."
     if same := by.get("no clear difference"):
         sentence += f" In {_of(same)} the samples do not tell them apart."
-    return [sentence, *_sentences(evaluation, verdicts)]
+    if few := [_titles()[name].lower() for name in verdicts if name not in sure]:
+        sentence += f" In {_of(few)} there are too few samples to say."
+    return [sentence + silent, *_sentences(evaluation, sure)]
+
+
+def _few(comparison: Comparison) -> bool:
+    families = comparison.families
+    return comparison.n < ENOUGH_SAMPLES or (families is not None and families < ENOUGH_FAMILIES)
+
+
+def _silent(evaluation: Evaluation) -> str:
+    """A sentence that says how many answers are empty, with the space before it; "" where none is."""
+    note = evaluation.notes.get("empty answers", "")
+    for name in (evaluation.model, evaluation.against or ""):
+        note = note.replace(name, short_name(name)) if name else note
+    return f" {note}." if note else ""
 
 
 def _sentences(evaluation: Evaluation, verdicts: dict[str, Verdict]) -> Iterator[str]:
@@ -308,7 +320,7 @@ def told(evaluation: Evaluation) -> str:
     if evaluation.against:
         heads += [short_name(evaluation.against), "difference", ""]
         for cells, row in zip(table, rows, strict=True):
-            cells += [row.against, row.difference, row.verdict or ""]
+            cells += [row.against, row.difference, f"{row.verdict or ''}{' (n small)' if row.few else ''}"]
     heads += ["author", "n"]
     for cells, row in zip(table, rows, strict=True):
         cells += [row.yardstick, f"{row.n:,}"]
@@ -322,6 +334,8 @@ def told(evaluation: Evaluation) -> str:
         )
         lines.append("  ".join(padded).rstrip())
     gone = missing(evaluation)
+    if silent := evaluation.notes.get("empty answers"):
+        gone["Empty answers"] = silent
     lines += ["", *(f"{name}: {why}" for name, why in gone.items())] if gone else []
     return printable("\n".join(lines)) + "\n"
 
@@ -365,6 +379,7 @@ def _row(evaluation: Evaluation, shown: Shown) -> Row | None:
         if comparison
         else "",
         verdict=verdict(comparison, metric.better) if comparison else None,
+        few=comparison is not None and _few(comparison),
         picture=_picture(shown, sides),
     )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from corpus.settings import Settings
     from corpus.warehouse import Erasure
     from training.release.gate import Decision, Rules
-    from training.release.registry import ModelVersion, Records, Registry
+    from training.release.registry import Decided, ModelVersion, Records, Registry
 
 REGISTER = """\
 Make a finished run a version of the model, a candidate, with what `twin evaluate` found of it. A run that is registered
@@ -108,6 +108,8 @@ def list_models(namespace: argparse.Namespace, settings: Settings) -> int:
         return 0
     if not versions:
         sys.stdout.write("no model yet: `twin train sft`, `twin evaluate`, then `twin model register RUN`\n")
+    else:
+        sys.stdout.write(bold(f"{'VERSION':<10} {'STATE':<10} REGISTERED        MADE BY") + "\n")
     for version in versions:
         line = (
             f"{version.id:<10} {version.state:<10} {version.created_at:%Y-%m-%d %H:%M}  {version.method} "
@@ -125,6 +127,7 @@ def show_model(namespace: argparse.Namespace, settings: Settings) -> int:
 
     from corpus import warehouse
     from training.release.gate import InvalidRules
+    from training.release.registry import approval
 
     try:
         rules = rules_of(namespace.rules, settings)
@@ -133,21 +136,26 @@ def show_model(namespace: argparse.Namespace, settings: Settings) -> int:
     with warehouse.connect(settings) as documents:
         registry = registry_of(settings, documents)
         version = registry.version(namespace.version)
-        decision, stale, erased = registry.judged(version, rules), registry.stale(version), registry.erased(version)
+        # The champion was held against another than itself.
+        said = approval(version) or registry.judged(version, rules)
+        stale, erased = registry.stale(version), registry.erased(version)
     if namespace.json:
         told = {
-            "gate": msgspec.to_builtins(decision),
+            "gate": msgspec.to_builtins(said),
             "stale": None if stale is None else stale[0],
             "erased_datasets": sorted(erased),
         }
         print_json({**msgspec.to_builtins(version), **told})
         return 0
-    sys.stdout.write(printable(shown(version, decision, None if stale is None else stale[0], erased)) + "\n")
+    sys.stdout.write(printable(shown(version, said, None if stale is None else stale[0], erased)) + "\n")
     return 0
 
 
-def shown(version: ModelVersion, decision: Decision, stale: str | None, erased: Mapping[str, Erasure]) -> str:
-    """A version for a person; `erased`: the datasets that something was erased from since it was made of them."""
+def shown(version: ModelVersion, said: Decision | Decided, stale: str | None, erased: Mapping[str, Erasure]) -> str:
+    """A version for a person; `said`: what the gate says of it, or said when it was approved; `erased`: the datasets
+    that something was erased from since it was made of them."""
+    from training.release.gate import Decision
+
     datasets = (f"{id} (erased {erased[id].erased_at:%Y-%m-%d})" if id in erased else id for id in version.datasets)
     lines = [
         f"{version.id}  {version.state}",
@@ -159,19 +167,25 @@ def shown(version: ModelVersion, decision: Decision, stale: str | None, erased: 
         f"  evaluated   {version.evaluation.created_at:%Y-%m-%d %H:%M} on {version.evaluation.dataset}, against "
         f"{version.evaluation.against or 'nothing'}",
     ]
-    for metric in version.evaluation.metrics.values():
+    metrics = version.evaluation.metrics.values()
+    width = max((len(metric.name) for metric in metrics), default=0)
+    for metric in metrics:
         lines.append(
-            f"    {metric.name:<22} {metric.value:>10.4g}  {metric.low:.4g} to {metric.high:.4g}, n {metric.n}"
+            f"    {metric.name:<{width}} {metric.value:>10.4g}  {metric.low:.4g} to {metric.high:.4g}, n {metric.n}"
         )
     if stale is not None:
         lines.append(f"  stale       document {stale}, which it rests on, was erased")
-    lines.append(f"  gate        {'passes' if decision.passes else 'refuses'}")
-    lines += [f"    {reason}" for reason in decision.reasons]
-    lines += [f"    not judged: {reason}" for reason in decision.not_judged]
+    if isinstance(said, Decision):
+        lines.append(f"  gate        {'passes' if said.passes else 'refuses'}")
+        lines += [f"    {reason}" for reason in said.told()]
+    else:
+        lines.append(f"  gate        as it was {said.what} by {said.by}, {said.at:%Y-%m-%d %H:%M}")
+        lines += [f"    {reason}" for reason in said.reasons]
     lines.append("  decisions")
     for decided in version.decisions:
         lines.append(f"    {decided.at:%Y-%m-%d %H:%M}  {decided.what}{f' by {decided.by}' if decided.by else ''}")
-        lines += [f"      {reason}" for reason in decided.reasons]
+        # These stand above.
+        lines += [f"      {reason}" for reason in decided.reasons if decided is not said]
     return "\n".join(lines)
 
 
@@ -179,8 +193,12 @@ def register_run(namespace: argparse.Namespace, settings: Settings) -> int:
     """`twin model register`: 0 when registered, 1 when it cannot be."""
     from corpus import warehouse
     from training.evaluation.figures import read_evaluation
+    from training.release.registry import CannotRegister
     from training.release.tracking import tell
+    from training.runs import RECORD
 
+    if not (namespace.run / RECORD).is_file():
+        raise CannotRegister(f"there is no run in {namespace.run}: name the folder that `twin train` wrote to")
     evaluation = read_evaluation(namespace.evaluation or namespace.run / "evaluation")
     tell(settings, say=_say, also=namespace.run)
     with warehouse.connect(settings) as documents:
@@ -219,8 +237,10 @@ def reject_model(namespace: argparse.Namespace, settings: Settings) -> int:
         return _told(empty, 2)
     with warehouse.connect(settings) as documents:
         registry = registry_of(settings, documents)
+        champion = registry.champion()
         version = deploying.reject(settings.home, registry, namespace.version, by=namespace.by, reason=namespace.reason)
-    return _result(namespace, version, f"{version.id} is rejected")
+    left = "; there is no champion now" if champion is not None and champion.id == version.id else ""
+    return _result(namespace, version, f"{version.id} is rejected{left}")
 
 
 def roll_back(namespace: argparse.Namespace, settings: Settings) -> int:

@@ -100,11 +100,11 @@ def _deploy(namespace: argparse.Namespace, settings: Settings, rules: Rules) -> 
         registry = registry_of(settings, documents)
         version = registry.version(namespace.version)
         folder, kind = Path(version.folder), servers.SERVERS[namespace.server]
-        if not namespace.start and namespace.url is None:
-            return _tell_command(namespace, version, kind)
         if namespace.url is not None and not ADDRESS.fullmatch(namespace.url):
             return _told("--url is no address like http://host:port (what was given is not shown)", 2)
         deploying.must_be_deployable(deploying.read(settings.home), registry.deployable(version.id), namespace.share)
+        if not namespace.start and namespace.url is None:
+            return _tell_command(namespace, version, kind)
         registry.must_be_servable(version)
         put = partial(deploying.deploy, settings.home, partial(registry.deployable, version.id), share=namespace.share)
         if namespace.start:
@@ -148,7 +148,8 @@ def _follow(namespace: argparse.Namespace, settings: Settings, rules: Rules, ver
         with _registry(settings) as registry:
             version = registry.version(version.id)
         if version.state == "champion":
-            _say(f"it is still the champion by name: `twin model rollback --by NAME` takes {version.id} back there too")
+            told = f"`twin model rollback --by NAME` takes {version.id} back there too"
+            _say(f"it is still the champion in the registry: {told}")
         _deployed(namespace, settings, f"{version.id} is taken back", msgspec.to_builtins(verdict))
         return 1
     if verdict.what == "wait":
@@ -236,10 +237,11 @@ def _lines(deployment: Deployment, told: dict[str, Any], verdict: Verdict | None
         state = states.get(target.version, "unknown")
         lines.append(
             f"{name:<9} {target.version:<10} {without_password(target.url)} since {target.since:%Y-%m-%d %H:%M}{share}"
-            f"  {counts.answers} answers, {counts.failed} failed{slow}  (by name {state})"
+            f"  {counts.answers} answers, {counts.failed} failed{slow}  (in the registry: {state})"
         )
     if verdict is not None:
-        lines.append(f"{verdict.what}: {'; '.join(verdict.reasons)}")
+        told_verdict = "no verdict yet" if verdict.what == "wait" else verdict.what
+        lines.append(f"{told_verdict}: {'; '.join(verdict.reasons)}")
     return "\n".join(lines) or NOTHING
 
 

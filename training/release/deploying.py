@@ -238,11 +238,16 @@ def reject(home: Path, registry: Registry, id: str, *, by: str, reason: str) -> 
             raise CannotDeploy(
                 f"{version.id} is the canary and answers: `twin model deploy --rollback` takes it back, then reject it"
             )
-        # The champion by name is refused by the registry, which says how it goes.
+        # The champion of the registry that has a former is refused there, which says how it goes.
         deployed = deployment.champion is not None and deployment.champion.version == version.id
         if deployed and version.state != "champion":
             raise CannotDeploy(
                 f"{version.id} gives the answers: deploy another first (`twin model deploy champion`), then reject it"
+            )
+        if deployed and not any(each.state == "former" for each in registry.versions()):
+            raise CannotDeploy(
+                f"{version.id} gives the answers, and there is no former champion: `twin model deploy --withdraw` "
+                "first, then reject it"
             )
         return registry.reject(version.id, by=by, reason=reason)
 

@@ -34,8 +34,8 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What the rule looks at.
 
-    `champion`: its id; `measured`: the version since whose datasets is counted, the champion or a later one that has
-    been trained since; `waiting`: that one, if nobody has decided about it; `documents`: how many there are; `new`,
+    `champion`: its id; `measured`: the version since whose datasets is counted, the champion or a later one that awaits
+    a decision; `waiting`: that one; `documents`: how many there are; `new`,
     `changed`, `gone`: since then; `feedback`: lines since then; `stale`: why the champion may not be kept, `free`: a
     later candidate that need not go for that; `drift`: the last report, `built_at`: when the newest dataset of
     `measured` was, which has seen what drifted before.
@@ -129,14 +129,17 @@ def facts(home: Path, registry: Registry, warehouse: Warehouse, history: History
         return known
     records = [record for id in measured.datasets for record in warehouse.built("datasets", id)]
     built_at = max((record["created_at"] for record in records), default=None)
-    before = _before(history, records)
+    latest = _latest(records)
+    before = _before(history, latest)
     now = {id: row.content_hash for id, row in held.items()}
     before = now if before is None else before
+    # An erasure leaves no row of the history: only the record knows of what it took.
+    known_then = {*before, *(latest["document_ids"] if latest is not None else ())}
     return msgspec.structs.replace(
         known,
         new=len(set(now) - set(before)),
         changed=sum(now[id] != before[id] for id in set(now) & set(before)),
-        gone=len(set(before) - set(now)),
+        gone=len(known_then - set(now)),
         feedback=_since(warehouse.feedback(), built_at),
         built_at=built_at,
     )
@@ -147,21 +150,24 @@ def _utc(at: datetime) -> datetime:
 
 
 def _measured(versions: Sequence[ModelVersion], champion: ModelVersion | None) -> ModelVersion | None:
-    """What was trained since the champion has seen what is new since, also when it was not good enough."""
-    if champion is None:
-        return max(versions, key=lambda version: version.number, default=None)
-    return max(
-        (version for version in versions if version.number >= champion.number), key=lambda version: version.number
-    )
+    """The champion, or what has been trained since and awaits a decision, which has seen what is new since; without a
+    champion the newest that was not rejected."""
+    kept = [version for version in versions if version.state != "rejected"]
+    if champion is not None:
+        kept = [version for version in kept if version.number >= champion.number]
+    return max(kept, key=lambda version: version.number, default=None)
 
 
-def _before(history: History, records: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
-    """Content hashes of the documents that the datasets were built from, those without a sample too; None where
-    nothing has been recorded since, which reads no text."""
+def _latest(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     built = [record for record in records if "sequence" in record]
-    if not built:
+    return max(built, key=lambda record: int(record["sequence"]), default=None)
+
+
+def _before(history: History, latest: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """Content hashes of the documents that the dataset was built from, those without a sample too; None where nothing
+    has been recorded since, which reads no text."""
+    if latest is None:
         return {}
-    latest = max(built, key=lambda record: int(record["sequence"]))
     if latest.get("as_of") is None and history.last() <= int(latest["sequence"]):
         return None
     then = history.documents(
@@ -171,8 +177,13 @@ def _before(history: History, records: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def _since(feedback: Iterable[Mapping[str, Any]], at: datetime | None) -> int:
-    told = [msgspec.convert(row["at"], datetime) for row in feedback if "at" in row]
-    return sum(at is None or each > at for each in told)
+    """Counted by when it was taken in, which may be long after it was said, or said anew."""
+    told = [
+        max(_utc(msgspec.convert(row[name], datetime)) for name in ("at", "kept_at") if name in row)
+        for row in feedback
+        if "at" in row
+    ]
+    return sum(at is None or each > _utc(at) for each in told)
 
 
 def _drift(home: Path) -> Drift | None:

@@ -71,12 +71,17 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether a model passes; `reasons`: a sentence for each rule, and `not_judged` for each that nothing was found
-    of."""
+    """Whether a model passes; a sentence for each rule that `refuses` it or is `kept`, and for each `not_judged`."""
 
     passes: bool
-    reasons: tuple[str, ...]
+    refuses: tuple[str, ...]
+    kept: tuple[str, ...] = ()
     not_judged: tuple[str, ...] = ()
+
+    def told(self) -> list[str]:
+        """Every sentence marked by what it is, what refuses first."""
+        marked = (("refuses", self.refuses), ("kept", self.kept), ("not judged", self.not_judged))
+        return [f"{mark}: {sentence}" for mark, sentences in marked for sentence in sentences]
 
 
 def load_rules(path: Path | None = None) -> Rules:
@@ -120,48 +125,69 @@ def _check(path: Path, name: str, rule: Rule) -> None:
         raise InvalidRules(f"{path}: {name}: `margin` is for `must: not_worsen`, which needs one above 0")
 
 
+# Of answers with passages, for which a prompt may have no room.
+RESTING = ("groundedness", "correctness")
 FIGURES = (
     *("perplexity", "bits_per_byte", "style_author", "style_sentence_length", "style_vocabulary"),
     *("style_punctuation", "groundedness", "correctness", "win_rate", "general"),
 )
 
 
-def judge(evaluation: Evaluation, rules: Rules, *, available: Mapping[str, int] | None = None) -> Decision:
+def judge(
+    evaluation: Evaluation, rules: Rules, *, available: Mapping[str, int] | None = None, mismatch: str = ""
+) -> Decision:
     """Hold the figures against the rules. Where no rule could be judged the model does not pass.
 
     `available`: how many `samples` and `families` there were to evaluate on, as far as that is known. A figure on too
-    few refuses unless there are no more, so that asking few questions switches no rule off.
+    few refuses unless there are no more, so that asking few questions switches no rule off. `mismatch`: why no
+    comparison counts, which is told once and not of each figure.
     """
-    reasons: list[str] = []
+    refuses: list[str] = []
+    kept: list[str] = []
     not_judged: list[str] = []
-    passes, judged = True, 0
+    there = available or {}
+    uncompared = []
     for name, rule in rules.figures.items():
+        # What a judge said of two models holds for these two.
+        if mismatch and (rule.must != "reach" or name == "win_rate"):
+            uncompared.append(rule)
+            continue
         found = _found(evaluation, name, rule)
         if isinstance(found, TooFew):
-            there = (available or {}).get(found.what)
-            scarce = there is not None and there < found.needed
-            excused = scarce and not rule.required
-            passes = passes and excused
-            what = f", and the dataset has {there}" if scarce else ": evaluate on more (`--questions`)"
-            what += ": hold more out (`test` of its recipe)" if scarce and rule.required else ""
-            (not_judged if excused else reasons).append(f"{name}: {found.told}{what}")
-            continue
-        if isinstance(found, str):
-            passes = passes and not rule.required
-            (reasons if rule.required else not_judged).append(f"{name}: {found}")
-            continue
-        kept, told = found
-        judged += 1
-        passes = passes and kept
-        reasons.append(f"{name}: {told}")
-    few = _few_questions(evaluation, rules, available or {})
+            excused = _scarce(found, there) and not rule.required
+            (not_judged if excused else refuses).append(
+                f"{name}: {found.told}{_more(evaluation, name, rule, found, there)}"
+            )
+        elif isinstance(found, str):
+            (refuses if rule.required else not_judged).append(f"{name}: {found}")
+        else:
+            (kept if found[0] else refuses).append(f"{name}: {found[1]}")
+    if uncompared and kept and not any(rule.required for rule in uncompared):
+        not_judged.insert(0, mismatch)
+    elif uncompared:
+        refuses.insert(0, mismatch)
+    few = _few_questions(evaluation, rules, there)
     if few:
-        passes = False
-        reasons.append(few)
-    if not judged:
-        passes = False
-        reasons.append("nothing was judged: run `twin evaluate` with --against")
-    return Decision(passes=passes, reasons=tuple(reasons), not_judged=tuple(not_judged))
+        refuses.append(few)
+    if not kept and not refuses:
+        refuses.append("nothing was judged: run `twin evaluate` with --against")
+    return Decision(passes=not refuses, refuses=tuple(refuses), kept=tuple(kept), not_judged=tuple(not_judged))
+
+
+def _scarce(few: TooFew, available: Mapping[str, int]) -> bool:
+    """Whether there were no more to evaluate on."""
+    return available.get(few.what, few.needed) < few.needed
+
+
+def _more(evaluation: Evaluation, name: str, rule: Rule, few: TooFew, available: Mapping[str, int]) -> str:
+    """Where more evidence would come from."""
+    hold_out = ": hold more out (`test` of its recipe)"
+    if _scarce(few, available):
+        return f", and the dataset has {available[few.what]}{hold_out if rule.required else ''}"
+    if evaluation.questions is None or evaluation.questions < available.get("samples", math.inf):
+        return ": evaluate on more (`--questions`)"
+    lacking = evaluation.notes.get("groundedness") if name in RESTING else None
+    return f", though all {available['samples']} questions were asked{f' ({lacking})' if lacking else hold_out}"
 
 
 def _few_questions(evaluation: Evaluation, rules: Rules, available: Mapping[str, int]) -> str:

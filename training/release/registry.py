@@ -213,7 +213,7 @@ class Registry:
     def judged(self, version: ModelVersion, rules: Rules) -> Decision:
         """What the gate says of this version now, held against the present champion, or its base where there is none.
 
-        A comparison with anything else is no comparison.
+        A comparison with anything else is no comparison: of what became champion `approval` tells what it said then.
         """
         return _judged(version, _champion(self.versions()), rules)
 
@@ -301,16 +301,15 @@ class Registry:
                 raise NotReleased(f"{version.id} is the champion already")
             self.must_be_servable(version)
             decision = _judged(version, champion, rules)
-            against = list(decision.reasons) if not decision.passes else []
-            against += self._told_stale(version)
+            stale = [f"refuses: {told}" for told in self._told_stale(version)]
+            against = bool(stale) or not decision.passes
             if against and override is None:
-                told = "\n  ".join(against)
+                told = "\n  ".join([*stale, *decision.told()])
                 raise NotReleased(
                     f"{version.id} is not approved:\n  {told}\nTo approve it all the same: --override REASON"
                 )
             now = self._now()
-            by_rules = f"by the rules of {rules.source}"
-            reasons = (*decision.reasons, *decision.not_judged, *self._told_stale(version), by_rules)
+            reasons = (*stale, *decision.told(), f"by the rules of {rules.source}")
             if against:
                 decided = Decided(at=now, by=by, what="overridden", reasons=(f"because {override}", *reasons))
             else:
@@ -321,10 +320,14 @@ class Registry:
         return version
 
     def reject(self, id: str, *, by: str, reason: str) -> ModelVersion:
-        """Note that a version is not to be used. Raises UnknownModel, NotReleased."""
+        """Note that a version is not to be used; a champion where there is no former, which leaves none.
+
+        Raises UnknownModel, NotReleased.
+        """
         with self._locked():
+            self._settle()
             version = self.version(id)
-            if version.state == "champion":
+            if version.state == "champion" and any(each.state == "former" for each in self.versions()):
                 raise NotReleased(f"{version.id} is the champion: `twin model rollback` puts the former one back")
             if version.state == "rejected":
                 raise NotReleased(f"{version.id} is rejected already")
@@ -337,7 +340,11 @@ class Registry:
         """The champion before the present one. Raises NotReleased where there is none."""
         found = [version for version in self.versions() if version.state == "former"]
         if not found:
-            raise NotReleased("there is no former champion to go back to: `twin model list` shows the versions")
+            told = "there is no former champion to go back to"
+            champion = self.champion()
+            if champion is not None:
+                told += f": `twin model reject {champion.id}` leaves no champion"
+            raise NotReleased(told)
         return max(found, key=_succeeded_at)
 
     def may_restore(self, override: str | None = None) -> ModelVersion:
@@ -547,10 +554,17 @@ def _overridden_at(version: ModelVersion) -> datetime | None:
     return max(overridden, default=None)
 
 
+def approval(version: ModelVersion) -> Decided | None:
+    """The last decision by which a version that is or was champion became it, with what the gate said of it then; None
+    for any other."""
+    if version.state not in ("champion", "former"):
+        return None
+    return next((each for each in reversed(version.decisions) if each.what in ("approved", "overridden")), None)
+
+
 def _judged(version: ModelVersion, champion: ModelVersion | None, rules: Rules) -> Decision:
-    summary = version.evaluation
+    summary, mismatch = version.evaluation, ""
     meant = (champion.weights,) if champion is not None else version.bases
-    comparisons, notes = summary.comparisons, summary.notes
     files = (champion.served,) if champion is not None else summary.bases_files
     against = (summary.against or "").rpartition("@")[2]
     is_meant = bool(against) and any(weights.startswith(against) for weights in meant)
@@ -558,8 +572,7 @@ def _judged(version: ModelVersion, champion: ModelVersion | None, rules: Rules) 
         wanted = f"the champion {champion.id}" if champion is not None else f"its base {version.base_model}"
         said = f"it was compared with {summary.against}" if summary.against else "it was compared with nothing"
         said += " of another tokenizer, template or configuration" if is_meant else ""
-        told = f"{said}, and must be with {wanted}: `twin evaluate` with --against, then `twin model register`"
-        comparisons, notes = {}, {**notes, **dict.fromkeys(rules.figures, told)}
+        mismatch = f"{said}, and must be with {wanted}: `twin evaluate` with --against, then `twin model register`"
     evaluation = Evaluation(
         model=summary.model,
         against=summary.against,
@@ -567,13 +580,12 @@ def _judged(version: ModelVersion, champion: ModelVersion | None, rules: Rules) 
         generation=summary.generation,
         created_at=summary.created_at,
         seed=summary.seed,
-        # What a judge said of two models holds for these two.
-        metrics={name: metric for name, metric in summary.metrics.items() if comparisons or name != "win_rate"},
-        comparisons=comparisons,
-        notes=notes,
+        metrics=summary.metrics,
+        comparisons=summary.comparisons,
+        notes=summary.notes,
         questions=summary.questions,
     )
-    return judge(evaluation, rules, available=_available(summary))
+    return judge(evaluation, rules, available=_available(summary), mismatch=mismatch)
 
 
 def _available(summary: Summary) -> dict[str, int]:
