@@ -19,7 +19,13 @@ from typing import Any
 from corpus.settings import Settings, load
 from embedded.demo import SOURCES, TWIN, asked, run, say
 
-QUESTION = "Where does a document become chunks?"
+# A tiny model may have no word to say to one, and then the app quotes.
+QUESTIONS = (
+    "Where does a document become chunks?",
+    "How is a document erased for good?",
+    "What is kept of a document that was deleted?",
+    "How do I start the services?",
+)
 TRAINING = Path(__file__).parents[1] / "training"
 AUTHOR, APPROVER = "The LLM Twin authors", "train-demo"
 # Enough for the base to know words, and for it to be far from the author's texts.
@@ -71,8 +77,12 @@ def demonstrate(settings: Settings, start: float) -> int:
     version = released(preferred, base, instructions)
     say(f"Letting the app ask {version}")
     step("model", "deploy", version, "--start", "--share", "1")
-    say(f"Asking: {QUESTION}")
-    answer = asked("ask", QUESTION)
+    for question in QUESTIONS:
+        say(f"Asking: {question}")
+        answer = asked("ask", question)
+        if answer["mode"] == "generated":
+            break
+        say(f"{version} had no word to say to that, so it was quoted from the sources")
     # It may be mostly blank lines.
     sys.stdout.write(f"{textwrap.shorten(answer['answer'], 300) or '(no word)'}\n\n")
     sys.stdout.writelines(f"[{each['n']}] {each['title']}  {each['url']}\n" for each in answer["citations"])
