@@ -26,7 +26,7 @@ import msgspec
 from training.datasets import likeness
 from training.datasets.instructions import shared
 from training.datasets.passages import words
-from training.datasets.ranges import Count, Share, SomeShare
+from training.datasets.ranges import Count, Share, SomeShare, fault
 from training.datasets.samples import InstructionSample, Preference, PreferenceSample
 from training.datasets.wordsmith import Request
 from training.shares import Z, wilson
@@ -192,10 +192,9 @@ def read_feedback(path: Path) -> list[Feedback]:
         try:
             row = msgspec.json.decode(line, type=Feedback)
         except msgspec.ValidationError as error:
-            reason, _, place = str(error).partition(" - at `$.")
-            field = f"{place.rstrip('`')}: " if place else ""
-            known = "; a verdict is up, down or edit" if field == "verdict: " else ""
-            raise NotFeedback(f"{path}, line {number}: {field}{reason[:1].lower()}{reason[1:]}{known}") from error
+            wrong = fault(error)
+            known = "; a verdict is up, down or edit" if wrong.startswith("verdict: ") else ""
+            raise NotFeedback(f"{path}, line {number}: {wrong}{known}") from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise NotFeedback(f"{path}, line {number}: not a JSON object in one line of UTF-8 ({error})") from error
         if row.verdict == "edit" and not (row.edited or "").strip():

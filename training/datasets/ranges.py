@@ -1,4 +1,4 @@
-"""Which values a recipe may have."""
+"""Which values a recipe may have, and how one that is wrong is told."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 class InvalidRecipe(ValueError):
     """A value, or a file, that is no recipe; the message says what is wrong with it, and what is allowed."""
+
+
+def fault(error: msgspec.ValidationError) -> str:
+    """What is wrong with a value, after the place of its field where it has one."""
+    reason, _, place = str(error).partition(" - at `$.")
+    field = f"{place.rstrip('`')}: " if place else ""
+    return f"{field}{reason[:1].lower()}{reason[1:]}"
 
 
 def in_order(**values: float) -> None:

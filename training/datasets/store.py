@@ -23,7 +23,7 @@ from corpus.settings import Settings
 from corpus.warehouse import Erasure, Warehouse
 from training.datasets.building import Built, Ingredients, Kind, Recipe, TooFewSamples, build, digest
 from training.datasets.preferences import Feedback, length_bias, read_feedback
-from training.datasets.ranges import InvalidRecipe
+from training.datasets.ranges import InvalidRecipe, fault
 from training.datasets.samples import SPLITS, InstructionSample, PreferenceSample, Sample, Split, answered, asked
 from training.datasets.wordsmith import Recorded, Request, Wordsmith, Written, key
 from training.inputs import meant
@@ -216,7 +216,7 @@ class Store:
 
     def without_files(self, record: Record) -> str:
         """Why there are no files of a version to be used, and what to do; "" where they are here."""
-        if told := self._told_erased(record):
+        if told := self._told_erased(record, self._gone(record)):
             return told
         if (self.directory / record.id / RECORD).is_file():
             return ""
@@ -225,10 +225,13 @@ class Store:
             f"`twin dataset build --from {record.id}` makes them again"
         )
 
-    def _told_erased(self, record: Record) -> str:
-        """Which document of a version was erased, and when; "" where none was."""
+    def _gone(self, record: Record) -> set[str]:
+        """Ids of the documents of a version that the history, as it is now, does not have as they were."""
         self._history.refresh()
-        gone = _gone(record, self._history.versions())
+        return _gone(record, self._history.versions())
+
+    def _told_erased(self, record: Record, gone: set[str]) -> str:
+        """Which of these documents of a version was erased, and when; "" where none was."""
         found = _erased(gone, self._warehouse.erasures({})) if gone else None
         if found is None:
             return ""
@@ -325,9 +328,10 @@ class Store:
             raise
 
     def _refuse_gone(self, record: Record) -> None:
-        if told := self._told_erased(record):
+        gone = self._gone(record)
+        if told := self._told_erased(record, gone):
             raise CannotRebuild(told)
-        if gone := _gone(record, self._history.versions()):
+        if gone:
             raise CannotRebuild(
                 f"{record.id} rests on {_count(len(gone), 'document')} whose versions the history does not hold "
                 f"({min(gone)}): build a new version"
@@ -458,10 +462,8 @@ def read_recipe(path: Path) -> Recipe:
     except OSError as error:
         raise InvalidRecipe(f"{path} cannot be read ({error.strerror}): name a recipe") from error
     except msgspec.ValidationError as error:
-        reason, _, place = str(error).partition(" - at `$.")
-        field = f"{place.rstrip('`')}: " if place else ""
         known = ", ".join(Recipe.__struct_fields__)
-        raise InvalidRecipe(f"{path}: {field}{reason[:1].lower()}{reason[1:]}; a recipe has {known}") from error
+        raise InvalidRecipe(f"{path}: {fault(error)}; a recipe has {known}") from error
     except msgspec.DecodeError as error:
         raise InvalidRecipe(f"{path} is not YAML ({error}): a dataset's card shows its recipe") from error
 

@@ -16,6 +16,8 @@ EVALUATION = "evaluation.json"
 # What a server reads beside the weights: the tokenizer, its chat template, how it writes.
 SERVED = ("*.json", "*.jinja", "chat_template*", "*.model", "*.txt", "*.tiktoken")
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+# Of fewer nothing is called better or worse, and nothing is released, unless rules say other.
+ENOUGH_SAMPLES, ENOUGH_FAMILIES = 20, 5
 DIGITS = 12
 BLOCK = 1 << 20
 

@@ -10,14 +10,19 @@ from typing import Literal
 
 from corpus.files import replace_file
 from corpus.terminal import printable
-from training.evaluation.figures import Comparison, Evaluation, Metric, write_evaluation
+from training.evaluation.figures import (
+    ENOUGH_FAMILIES,
+    ENOUGH_SAMPLES,
+    Comparison,
+    Evaluation,
+    Metric,
+    write_evaluation,
+)
 from training.evaluation.intervals import RESAMPLES
 
 REPORT = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
 Verdict = Literal["better", "worse", "no clear difference"]
-# As many as the release gate asks for; of fewer nothing is called better or worse in a sentence.
-ENOUGH_SAMPLES, ENOUGH_FAMILIES = 20, 5
 # The picture of a figure, in pixels: its axis, the rows of its intervals, and room below for the axis' numbers.
 WIDTH, LEFT, RIGHT, ROW, AXIS = 480, 12, 12, 20, 48
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 import yaml  # type: ignore[import-untyped]
 
-from training.evaluation.figures import Comparison, Evaluation, Metric
+from training.evaluation.figures import ENOUGH_FAMILIES, ENOUGH_SAMPLES, Comparison, Evaluation, Metric
 
 RULES = Path(__file__).with_name("rules.yaml")
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -37,8 +37,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     margin: NotNegative = 0.0
     value: float | None = None
     required: bool = True
-    samples: Count = 20
-    families: Count = 5
+    samples: Count = ENOUGH_SAMPLES
+    families: Count = ENOUGH_FAMILIES
 
 
 class CanaryRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

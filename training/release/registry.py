@@ -626,13 +626,17 @@ def _runs(run: Path) -> tuple[list[tuple[Path, RunRecord]], list[str]]:
     return runs, datasets
 
 
+def _began_with(runs: Sequence[tuple[Path, RunRecord]]) -> list[str]:
+    """The models that the runs began with: each with the next one's, the last with a model that no run made."""
+    return [*(str(run) for run, _ in runs[1:]), runs[-1][1].base_model]
+
+
 def _bases(runs: Sequence[tuple[Path, RunRecord]]) -> Iterator[str]:
     """Weights that the runs began with, as they noted; of runs that noted none, what lies there now."""
     from training.inputs import UnusableInput
     from training.inputs import model_folder as found
 
-    named = (*(str(run) for run, _ in runs[1:]), runs[-1][1].base_model)
-    for (_, record), name in zip(runs, named, strict=True):
+    for (_, record), name in zip(runs, _began_with(runs), strict=True):
         if record.base_weights is not None:
             yield record.base_weights
             continue
@@ -645,7 +649,7 @@ def _bases_files(runs: Sequence[tuple[Path, RunRecord]]) -> Iterator[str]:
     from training.inputs import UnusableInput
     from training.inputs import model_folder as found
 
-    for name in (*(str(run) for run, _ in runs[1:]), runs[-1][1].base_model):
+    for name in _began_with(runs):
         with suppress(UnusableInput, UnreadableFigures):
             yield served_digest(found(name))
 
